@@ -21,7 +21,7 @@ class Address(NamedTuple):
         """Read ``203.0.113.10:3478`` or ``[2001:db8::1]:3478``. Raises ValueError with the way out."""
         host, separator, port = text.rpartition(":")
         bracketed = host.startswith("[") and host.endswith("]")
-        if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        if not separator or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
             raise ValueError(f"{text!r} is not ADDRESS:PORT (as 203.0.113.10:3478 or [2001:db8::1]:3478)")
         try:
             ip = IPv6Address(host[1:-1]) if bracketed else IPv4Address(host)
@@ -31,12 +31,12 @@ class Address(NamedTuple):
             ) from None
         if isinstance(ip, IPv6Address) and ip.scope_id is not None:
             raise ValueError(f"{text!r}: a scoped (link-local) address cannot be routed to; use a global one")
-        return cls(ip.packed, int(port))
+        return cls.from_mapped(ip.packed, int(port))
 
     @classmethod
     def from_host(cls, host: str, port: int) -> Self:
-        """Build from the text form that sockets return. Raises ValueError on a name or a scoped address."""
-        return cls(ip_address(host).packed, port)
+        """Build from the text form that sockets return; a scope id is dropped. Raises ValueError on a name."""
+        return cls.from_mapped(ip_address(host).packed, port)
 
     @classmethod
     def from_mapped(cls, host16: bytes, port: int) -> Self:

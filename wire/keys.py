@@ -1,7 +1,9 @@
 """The fleet's keys: one secret a key id, from which every purpose has its own key (HKDF, RFC 5869)."""
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -61,9 +63,38 @@ class KeyRing:
             raise ValueError(f"sealing key {sealing_key_id} is not among the keys {sorted(self._keys)}")
         self.sealing = self._keys[sealing_key_id]
 
-    def __iter__(self) -> "Iterable[FleetKey]":
-        return iter(self._keys.values())
-
     def get(self, key_id: int) -> FleetKey | None:
         """The key of that id, or None."""
         return self._keys.get(key_id)
+
+    def internal_http(self) -> list[str]:
+        """What a sibling process may show, one for each key that is still valid."""
+        return [key.internal_http for key in self._keys.values()]
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"sealing": 1, "keys": [{"id": 1, "secret": "<base64>"}]}``: the form of the key file. It holds secrets."""
+        keys = [{"id": k.key_id, "secret": b64encode(k.secret).decode()} for k in self._keys.values()]
+        return {"sealing": self.sealing.key_id, "keys": keys}
+
+    @classmethod
+    def from_json(cls, document: Any) -> "KeyRing":
+        """The inverse of ``to_json``. Raises ValueError naming the field."""
+        match document:
+            case {"sealing": int(sealing), "keys": [_, *_] as entries}:
+                keys = [_key_from_json(f"keys[{index}]", entry) for index, entry in enumerate(entries)]
+            case _:
+                raise ValueError('needs "sealing" (a key id) and "keys" (a list of at least one)')
+        if len({key.key_id for key in keys}) != len(keys):
+            raise ValueError("keys: two have the same id; give each its own (0 to 255)")
+        return cls(keys, sealing)
+
+
+def _key_from_json(field: str, entry: Any) -> FleetKey:
+    match entry:
+        case {"id": int(key_id), "secret": str(secret)}:
+            try:
+                return FleetKey(key_id, b64decode(secret, validate=True))
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
+        case _:
+            raise ValueError(f'{field}: needs "id" (0 to 255) and "secret" (32 bytes, base64)')

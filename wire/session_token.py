@@ -44,9 +44,11 @@ def open_token_untrusted(keys: KeyRing, text: str) -> SessionToken:
         raise WireError(WireFault.TOKEN_FORGED, f"no session token has {len(text)} characters")
     try:
         sealed = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        if urlsafe_b64encode(sealed).decode().rstrip("=") != text:
+            raise WireError(WireFault.TOKEN_FORGED, "session token is not in canonical base64")
         key = keys.get(sealed[0])
-        if key is None or urlsafe_b64encode(sealed).decode().rstrip("=") != text:
-            raise WireError(WireFault.TOKEN_FORGED, "session token is of an unknown key or not canonical")
+        if key is None:
+            raise WireError(WireFault.TOKEN_FORGED, f"no key {sealed[0]}")
         version, host, port, session_id = _TOKEN.unpack(
             key.session_token.decrypt(sealed[1:], [_PURPOSE, sealed[:1]])
         )

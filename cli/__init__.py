@@ -1,0 +1,1 @@
+"""``relayctl``: one module a noun. Nouns read, verbs change."""

@@ -1,0 +1,120 @@
+"""One configuration from one TOML file (or none) and the flags that override it."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from host.config_table import ConfigTable
+from host.errors import ConfigError
+from host.sockets import is_ipv6_available
+from host.state_dir import StateDir
+from relay.config import RelayConfig, pair_vips
+from relay.core.policy import Vip
+from transceiver.config import TransceiverConfig
+
+_TABLES = ("fleet", "relay", "transceiver", "host")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that one host needs.
+
+    cluster_id: goes into every hint; a relay refuses other clusters' hints.
+    keys_file: the fleet's keys.
+    drain_s: how long calls may go on when the supervisor is told to end.
+    """
+
+    cluster_id: int
+    keys_file: Path
+    drain_s: float
+    relay: RelayConfig
+    transceiver: TransceiverConfig
+
+    @property
+    def vips(self) -> tuple[Vip, ...]:
+        """The public addresses."""
+        return self.relay.vips
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Mapping[str, Any]], state_dir: StateDir) -> Config:
+    """Read, override and check. ``overrides`` is by table and key, as the file. Raises ConfigError."""
+    document = _read(path)
+    for name in document:
+        if name not in _TABLES:
+            raise ConfigError(
+                name, f"unknown table; known are {', '.join(f'[{table}]' for table in _TABLES)}"
+            )
+    tables: dict[str, ConfigTable] = {}
+    for name in _TABLES:
+        values = document.get(name, {})
+        if isinstance(values, dict):
+            values = {**values, **overrides.get(name, {})}
+        tables[name] = ConfigTable(name, values)
+    fleet, relay, host = tables["fleet"], tables["relay"], tables["host"]
+    loopback = ["127.0.0.1:3478", *(["[::1]:3478"] if is_ipv6_available() else [])]
+    vips = pair_vips(relay.take_addresses("listen", loopback), fleet.take_addresses("vip", []))
+    keys_file = fleet.take_path("keys_file", None) or state_dir.keys_file
+    config = Config(
+        cluster_id=fleet.take_int("cluster_id", 1, low=0, high=65535),
+        keys_file=keys_file,
+        drain_s=host.take_seconds("drain_s", 5.0),
+        relay=RelayConfig.from_table(relay, vips),
+        transceiver=TransceiverConfig.from_table(tables["transceiver"], state_dir.bearer_token_file),
+    )
+    fleet.finish()
+    host.finish()
+    return config
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            str(path), f"cannot be read ({error.strerror}); `relayctl init` writes one"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"is not TOML: {error}") from None
+
+
+TEMPLATE = """\
+# relayctl configuration. Every line that is commented out shows its default.
+# `relayctl start --config THIS` reads it; flags of `relayctl start` override it.
+
+[fleet]
+# What a relay and its transceivers must agree on.
+# cluster_id = 1            # goes into every ufrag; 0 to 65535
+# vip = []                  # public addresses that clients are told, in the order of relay.listen; empty: the same
+#                           # (behind a cloud's 1:1 NAT: the public address here, the private one in relay.listen)
+# keys_file = ""            # JSON, 0600, the same on every host; empty: keys.json in the state directory, made at first start
+
+[relay]
+# listen = ["127.0.0.1:3478", "[::1]:3478"]   # where clients' packets arrive; real addresses, no wildcard
+# fleet_listen = ["127.0.0.1:0"]              # where transceivers' packets arrive, one a family; worker N takes port + N (0: any)
+# workers = 2                                 # processes, each pinned to a core; default: one a core
+# transceiver_networks = ["127.0.0.0/8", "::1/128"]   # the only addresses that calls are forwarded to and from
+# max_session_s = 86400                       # oldest ufrag that is admitted: the longest call
+# max_assured_flows = 100000                  # flow table of each worker
+# max_provisional_flows = 16384               # addresses that have not yet carried media, a worker
+
+[transceiver]
+# processes = 2                               # each has one UDP socket for all its calls
+# listen = "127.0.0.1:0"                      # process N takes port + N (0: any)
+# relay_networks = ["127.0.0.0/8", "::1/128"] # the only addresses that packets are taken from
+# http = "127.0.0.1:8080"                     # signaling and the demo page
+# tls_cert = ""                               # PEM; needed beyond loopback, or insecure = true behind a TLS proxy
+# tls_key = ""
+# insecure = false
+# bearer_token_file = ""                      # empty: none on loopback, else bearer_token in the state directory
+# origins = []                                # web origins whose pages may call, as "https://app.example.org"
+# requests_per_s = 20.0                       # signaling requests of one address
+# request_burst = 100
+# max_sessions = 200                          # of each process; more are answered 503
+
+[host]
+# drain_s = 5.0             # how long calls may go on after SIGTERM
+"""

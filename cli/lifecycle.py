@@ -1,0 +1,247 @@
+"""``relayctl start``, ``stop``, ``restart``: the verbs that begin and end a supervisor."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.admin import ask
+from cli.config import Config, load_config
+from cli.main import EXIT_FAILED, cli, config_option, exit_code_of, state_dir_option
+from host.errors import NotRunningError, OperatorError
+from host.keystore import load_or_create_keys
+from host.log import configure_logging
+from host.state_dir import StateDir, read_or_create_token
+from host.supervisor import Service, Supervisor
+from relay.supervisor import RelayService
+from transceiver.service import TransceiverService
+
+_ROLES = ("all", "relay", "transceivers")
+_START_TIMEOUT_S = 60.0
+_STOP_MARGIN_S = 20.0
+
+
+def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        config_option,
+        click.option(
+            "--role", type=click.Choice(_ROLES), default="all", show_default=True, help="What to run here."
+        ),
+        click.option(
+            "--listen", multiple=True, metavar="ADDR:PORT", help="Public address of the relay; repeatable."
+        ),
+        click.option(
+            "--vip",
+            multiple=True,
+            metavar="ADDR:PORT",
+            help="What clients are told for each --listen; repeatable.",
+        ),
+        click.option(
+            "--fleet-listen",
+            multiple=True,
+            metavar="ADDR:PORT",
+            help="The relay's side towards transceivers.",
+        ),
+        click.option("--http", metavar="ADDR:PORT", help="Signaling and the demo page."),
+        click.option(
+            "--insecure", is_flag=True, help="Signaling beyond loopback without TLS (a proxy has it)."
+        ),
+        click.option("--workers", type=int, metavar="N", help="Relay workers."),
+        click.option("--transceivers", type=int, metavar="N", help="Transceiver processes."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_start_options
+@click.option("--daemon", is_flag=True, help="Go to the background once everything is up.")
+@click.option("--ready-fd", type=int, hidden=True)
+@state_dir_option
+def start(
+    state_dir: StateDir,
+    config_path: Path | None,
+    role: str,
+    daemon: bool,
+    ready_fd: int | None,
+    **flags: Any,
+) -> None:
+    """Start relay and transceivers, in the foreground unless --daemon."""
+    config = load_config(config_path, _overrides(flags), state_dir)
+    if daemon:
+        _start_daemon(state_dir, _daemon_arguments(config_path, role, flags))
+        return
+    configure_logging()
+    try:
+        _run(state_dir, config, role, ready_fd)
+    except OperatorError as error:
+        if ready_fd is not None:
+            os.write(ready_fd, json.dumps({"error": str(error), "exit_code": exit_code_of(error)}).encode())
+        raise
+
+
+@cli.command()
+@state_dir_option
+@click.option(
+    "--drain", "drain_s", type=float, metavar="SECONDS", help="Let calls go on for at most this long."
+)
+def stop(state_dir: StateDir, drain_s: float | None) -> None:
+    """Stop the supervisor and every process of it."""
+    stopping = ask(state_dir, "stop", drain_s=drain_s)
+    _wait_until_stopped(state_dir, stopping["drain_s"] + _STOP_MARGIN_S)
+    click.echo(f"stopped (pid {stopping['pid']})")
+
+
+@cli.command()
+@state_dir_option
+@click.option(
+    "--drain", "drain_s", type=float, metavar="SECONDS", help="Let calls go on for at most this long."
+)
+def restart(state_dir: StateDir, drain_s: float | None) -> None:
+    """Stop, then start in the background with the options of the last start."""
+    try:
+        arguments = json.loads(_launch_file(state_dir).read_text())
+    except (OSError, ValueError):
+        raise NotRunningError(f"nothing was ever started in {state_dir.path}; use `relayctl start`") from None
+    try:
+        stopping = ask(state_dir, "stop", drain_s=drain_s)
+    except NotRunningError:
+        click.echo("was not running")
+    else:
+        _wait_until_stopped(state_dir, stopping["drain_s"] + _STOP_MARGIN_S)
+    _start_daemon(state_dir, arguments)
+
+
+def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Flags that were given, by table and key of the configuration file."""
+    given = {
+        ("relay", "listen"): list(flags["listen"]),
+        ("relay", "fleet_listen"): list(flags["fleet_listen"]),
+        ("relay", "workers"): flags["workers"],
+        ("fleet", "vip"): list(flags["vip"]),
+        ("transceiver", "http"): flags["http"],
+        ("transceiver", "insecure"): flags["insecure"] or None,
+        ("transceiver", "processes"): flags["transceivers"],
+    }
+    overrides: dict[str, dict[str, Any]] = {}
+    for (table, key), value in given.items():
+        if value is not None and value != []:
+            overrides.setdefault(table, {})[key] = value
+    return overrides
+
+
+def _run(state_dir: StateDir, config: Config, role: str, ready_fd: int | None) -> None:
+    state_dir.acquire()
+    services: list[Service] = []
+    try:
+        keys = load_or_create_keys(config.keys_file)
+        if role != "transceivers":
+            services.append(RelayService(config.relay, config.cluster_id, keys))
+        if role != "relay":
+            token_file = config.transceiver.bearer_token_file
+            token = read_or_create_token(token_file) if token_file else ""
+            vips = tuple(vip.address for vip in config.vips)
+            services.append(TransceiverService(config.transceiver, config.cluster_id, vips, keys, token))
+        supervisor = Supervisor(state_dir, services, version=version("relayctl"), drain_s=config.drain_s)
+
+        def ready() -> None:
+            if ready_fd is None:
+                _announce(state_dir, config, services)
+            else:
+                os.write(ready_fd, json.dumps({"pid": os.getpid()}).encode())
+                os.close(ready_fd)
+
+        asyncio.run(supervisor.run(ready))
+    finally:
+        for service in services:
+            service.close()
+        state_dir.release()
+
+
+def _announce(state_dir: StateDir, config: Config, services: list[Service]) -> None:
+    for service in services:
+        if isinstance(service, RelayService):
+            for vip in config.vips:
+                told = "" if vip.listen == vip.address else f" (clients are told {vip.address})"
+                click.echo(f"relay        {vip.listen}{told}, {config.relay.workers} workers")
+        if isinstance(service, TransceiverService):
+            click.echo(f"transceivers {config.transceiver.processes} processes")
+            click.echo(f"signaling    {service.url}")
+            if config.transceiver.bearer_token_file:
+                click.echo(f"token        in {config.transceiver.bearer_token_file}")
+    click.echo(f"state        {state_dir.path}; Ctrl-C stops")
+
+
+def _daemon_arguments(config_path: Path | None, role: str, flags: dict[str, Any]) -> list[str]:
+    arguments = ["--role", role]
+    if config_path is not None:
+        arguments += ["--config", str(config_path.absolute())]
+    for name, value in flags.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            arguments.append(flag)
+        elif isinstance(value, tuple):
+            arguments += [part for item in value for part in (flag, item)]
+        elif value not in (None, False):
+            arguments += [flag, str(value)]
+    return arguments
+
+
+def _start_daemon(state_dir: StateDir, arguments: list[str]) -> None:
+    state_dir.create()
+    reader, writer = os.pipe()
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "cli.main",
+        "start",
+        "--state-dir",
+        str(state_dir.path),
+        *arguments,
+    ]
+    with state_dir.log_file.open("ab") as log:
+        child = subprocess.Popen(
+            [*command, "--ready-fd", str(writer)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writer,),
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(writer)
+    with open(reader, "rb") as ready:
+        said = ready.read()
+    if not said:
+        child.wait(timeout=_START_TIMEOUT_S)
+        raise OperatorError(
+            f"did not start (exit code {child.returncode}); its last words are in {state_dir.log_file}"
+        )
+    outcome = json.loads(said)
+    if "error" in outcome:
+        click.echo(f"relayctl: {outcome['error']}", err=True)
+        sys.exit(outcome.get("exit_code", EXIT_FAILED))
+    _launch_file(state_dir).write_text(json.dumps(arguments))
+    click.echo(f"started (pid {outcome['pid']}), log in {state_dir.log_file}")
+
+
+def _launch_file(state_dir: StateDir) -> Path:
+    return state_dir.path / "launch.json"
+
+
+def _wait_until_stopped(state_dir: StateDir, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while state_dir.is_running():
+        if time.monotonic() > deadline:
+            raise OperatorError(f"still running after {timeout_s:g} s; see {state_dir.log_file}")
+        time.sleep(0.05)

@@ -1,0 +1,91 @@
+"""``relayctl probe``: place a real call and say how it went."""
+
+import asyncio
+import sys
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cli.call import CallError, CallReport, EchoCall
+from cli.main import EXIT_CALL_FAILED, cli, json_option
+from cli.render import print_json
+
+_PHASES = {
+    "answered": "SDP answer",
+    "ice": "ICE completed",
+    "dtls": "DTLS completed",
+    "data_channel": "data channel open",
+    "audio": "first echoed audio",
+}
+
+
+@cli.command()
+@click.argument("url")
+@click.option("--duration", type=click.FloatRange(min=0.5), default=5.0, show_default=True, metavar="SECONDS")
+@click.option("--token", default="", envvar="RELAYCTL_BEARER_TOKEN", help="Bearer token of signaling.")
+@click.option("--insecure", is_flag=True, help="Do not verify the server's certificate.")
+@click.option("--max-loss", type=click.FloatRange(0, 100), default=0.0, show_default=True, metavar="PERCENT")
+@json_option
+def probe(url: str, duration: float, token: str, insecure: bool, max_loss: float, as_json: bool) -> None:
+    """Call the signaling at URL (as http://127.0.0.1:8080/) and report.
+
+    The call is real: a stock aiortc client sends a tone and data channel pings, and expects both back. The exit code is
+    5 if it could not be set up, no audio came back, or more packets were lost than --max-loss.
+    """
+    try:
+        report = asyncio.run(_call(url, duration, token, insecure, show_progress=not as_json))
+    except CallError as error:
+        click.echo(f"relayctl: {error}", err=True)
+        sys.exit(EXIT_CALL_FAILED)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print(report)
+    problem = _find_problem(report, max_loss)
+    if problem:
+        click.echo(f"relayctl: {problem}", err=True)
+        sys.exit(EXIT_CALL_FAILED)
+
+
+async def _call(url: str, duration: float, token: str, insecure: bool, *, show_progress: bool) -> CallReport:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, disable=not (show_progress and console.is_terminal), transient=True
+    ) as bar:
+        task = bar.add_task("calling", total=duration)
+        async with EchoCall(url, bearer_token=token, verify_tls=not insecure) as call:
+            bar.update(task, description="in call")
+            step_s = duration / 50
+            for _ in range(50):
+                await asyncio.sleep(step_s)
+                bar.advance(task, step_s)
+            return await call.report()
+
+
+def _find_problem(report: CallReport, max_loss: float) -> str | None:
+    if not report.heard:
+        return "the echo carried no tone"
+    packets = report.uplink.get("sent", 0) + report.downlink.get("received", 0)
+    loss = 100 * report.packets_lost / max(1, packets)
+    if loss > max_loss:
+        return f"{report.packets_lost} of {packets} packets lost ({loss:.2f} %, --max-loss is {max_loss:g} %)"
+    return None
+
+
+def _print(report: CallReport) -> None:
+    click.echo(f"call      {report.session_url}")
+    click.echo(f"vip       {', '.join(report.vips)} (the only remote candidates)")
+    click.echo("setup     ms since the POST")
+    for phase, label in _PHASES.items():
+        if phase in report.phases_ms:
+            click.echo(f"          {label:<20} {report.phases_ms[phase]:>8.1f}")
+    click.echo(
+        f"rtt       p50 {report.round_trip_ms(0.5)} ms, p99 {report.round_trip_ms(0.99)} ms "
+        f"({len(report.round_trips_ms)} of {report.pings_sent} pings)"
+    )
+    up, down = report.uplink, report.downlink
+    click.echo(f"uplink    {up.get('sent', 0)} packets sent, {up.get('lost', 0)} lost (RTCP)")
+    click.echo(f"downlink  {down.get('received', 0)} packets received, {down.get('lost', 0)} lost")
+    click.echo(f"echo      {'the tone came back' if report.heard else 'silence'}")

@@ -1,0 +1,105 @@
+"""``relayctl status``: the whole host at a glance."""
+
+from typing import Any
+
+import click
+
+from cli.admin import ask
+from cli.main import cli, json_option, state_dir_option
+from cli.render import human_bytes, human_duration, print_json, print_table
+from host.state_dir import StateDir
+from relay.core.verdict import EVENT_MEANINGS, MEANINGS, FlowEvent, Verdict
+
+
+@cli.command()
+@state_dir_option
+@json_option
+def status(state_dir: StateDir, as_json: bool) -> None:
+    """Show processes, restarts, flows, sessions, and what happened to packets."""
+    report = ask(state_dir, "status")
+    if as_json:
+        print_json(report)
+        return
+    click.echo(
+        f"relayctl {report['version']}, {report['state']}, pid {report['pid']}, "
+        f"up {human_duration(report['uptime_s'])}, state in {report['state_dir']}\n"
+    )
+    if "relay" in report:
+        _print_relay(report["relay"])
+    if "transceivers" in report:
+        _print_transceivers(report["transceivers"])
+
+
+def _print_relay(relay: dict[str, Any]) -> None:
+    for vip in relay["vips"]:
+        told = "" if vip["vip"] == vip["listen"] else f", clients are told {vip['vip']}"
+        click.echo(f"listen {vip['listen']}{told} ({relay['dataplane']} data path)")
+    print_table(
+        "\nworkers",
+        (
+            "name",
+            "pid",
+            "core",
+            "state",
+            "up",
+            "restarts",
+            "last exit",
+            "CPU %",
+            "RSS",
+            "packets",
+            "flows",
+            "assured",
+        ),
+        (
+            (*_process_cells(worker), worker["packets"], worker["flows"], worker["assured_flows"])
+            for worker in relay["workers"]
+        ),
+    )
+    counts = [(v.label, relay["verdicts"][v.label], MEANINGS[v]) for v in Verdict]
+    counts += [(e.label, relay["events"][e.label], EVENT_MEANINGS[e]) for e in FlowEvent]
+    print_table(
+        f"packets and flows ({human_bytes(relay['bytes_up'])} up, {human_bytes(relay['bytes_down'])} down)",
+        ("verdict", "count", "meaning"),
+        (row for row in counts if row[1]),
+    )
+
+
+def _print_transceivers(transceivers: dict[str, Any]) -> None:
+    click.echo(f"signaling {transceivers['http']}")
+    if transceivers["bearer_token_file"]:
+        click.echo(f"bearer token in {transceivers['bearer_token_file']}")
+    print_table(
+        "\ntransceivers",
+        (
+            "name",
+            "pid",
+            "core",
+            "state",
+            "up",
+            "restarts",
+            "last exit",
+            "CPU %",
+            "RSS",
+            "address",
+            "sessions",
+            "connected",
+        ),
+        (
+            (*_process_cells(process), process["address"], process.get("sessions"), process.get("connected"))
+            for process in transceivers["processes"]
+        ),
+    )
+
+
+def _process_cells(process: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        process["name"],
+        process["pid"],
+        process["core"],
+        "draining" if process.get("draining") else process["state"],
+        human_duration(process["uptime_s"]),
+        process["restarts"],
+        process["last_exit"],
+        process.get("cpu_percent"),
+        human_bytes(process["rss_bytes"]) if "rss_bytes" in process else None,
+    )

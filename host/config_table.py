@@ -1,0 +1,110 @@
+"""Reads one table of a TOML configuration: every value checked, every error naming its field, no key ignored."""
+
+import difflib
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, TypeVar
+
+from host.errors import ConfigError
+from wire.address import Address
+
+_Value = TypeVar("_Value")
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list",
+}
+
+
+class ConfigTable:
+    """Values are taken out one by one; ``finish`` refuses what nobody took."""
+
+    def __init__(self, name: str, values: Any) -> None:
+        if not isinstance(values, Mapping):
+            raise ConfigError(name, f"needs to be a table ([{name}]), not {values!r}")
+        self._name = name
+        self._values = dict(values)
+        self._known: list[str] = []
+
+    def field(self, key: str) -> str:
+        """The full name of a key, as errors print it."""
+        return f"{self._name}.{key}"
+
+    def take(self, key: str, kind: type[_Value], default: _Value) -> _Value:
+        """The value of ``key``, or the default if it is absent."""
+        self._known.append(key)
+        value: Any = self._values.pop(key, default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(self.field(key), f"needs {_TYPE_NAMES.get(kind, kind.__name__)}, not {value!r}")
+        return value
+
+    def take_int(self, key: str, default: int, *, low: int, high: int) -> int:
+        """A whole number within bounds."""
+        value = self.take(key, int, default)
+        if not low <= value <= high:
+            raise ConfigError(self.field(key), f"needs to be {low} to {high}, not {value}")
+        return value
+
+    def take_seconds(self, key: str, default: float) -> float:
+        """A span of time, 0 or more."""
+        value = self.take(key, float, default)
+        if not 0 <= value < float("inf"):
+            raise ConfigError(self.field(key), f"needs seconds of 0 or more, not {value}")
+        return value
+
+    def take_address(self, key: str, default: str) -> Address:
+        """ADDRESS:PORT; not a wildcard address."""
+        return self._address(key, self.take(key, str, default))
+
+    def take_addresses(self, key: str, default: list[str]) -> tuple[Address, ...]:
+        """A list of ADDRESS:PORT."""
+        return tuple(self._address(key, text) for text in self._strings(key, default))
+
+    def take_networks(self, key: str, default: list[str]) -> tuple[IPv4Network | IPv6Network, ...]:
+        """A list of NETWORK/PREFIX."""
+        networks = []
+        for text in self._strings(key, default):
+            try:
+                networks.append(ip_network(text))
+            except ValueError as error:
+                raise ConfigError(self.field(key), f"{error} (write 10.0.0.0/8 or 2001:db8::/32)") from None
+        return tuple(networks)
+
+    def take_strings(self, key: str) -> tuple[str, ...]:
+        """A list of strings, empty if absent."""
+        return tuple(self._strings(key, []))
+
+    def take_path(self, key: str, default: Path | None) -> Path | None:
+        """A file name; empty means the default."""
+        text = self.take(key, str, "")
+        return Path(text).expanduser() if text else default
+
+    def finish(self) -> None:
+        """Raise ConfigError if a key is left over."""
+        for key in self._values:
+            near = difflib.get_close_matches(key, self._known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(self._known))}"
+            raise ConfigError(self.field(key), f"unknown key; {hint}")
+
+    def _strings(self, key: str, default: list[str]) -> list[str]:
+        values = self.take(key, list, default)
+        if not all(isinstance(value, str) for value in values):
+            raise ConfigError(self.field(key), f"needs a list of strings, not {values!r}")
+        return values
+
+    def _address(self, key: str, text: str) -> Address:
+        try:
+            address = Address.parse(text)
+        except ValueError as error:
+            raise ConfigError(self.field(key), str(error)) from None
+        if address.ip.is_unspecified:
+            raise ConfigError(
+                self.field(key),
+                f"{text} is a wildcard; name the address, as replies must leave from the one that clients sent to",
+            )
+        return address

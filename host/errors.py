@@ -1,0 +1,29 @@
+"""Errors that an operator can act on: each message names what is wrong and the way out."""
+
+
+class OperatorError(Exception):
+    """Base of what the command line prints without a traceback."""
+
+
+class ConfigError(OperatorError):
+    """A setting cannot be used; ``field`` is its full name, as ``relay.workers``."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+class AddressInUseError(OperatorError):
+    """Another process holds an address that we were told to bind."""
+
+
+class AlreadyRunningError(OperatorError):
+    """The state directory belongs to a live supervisor."""
+
+
+class NotRunningError(OperatorError):
+    """No live supervisor owns the state directory."""
+
+
+class StartError(OperatorError):
+    """A process of ours did not come up."""

@@ -1,0 +1,218 @@
+"""One child process of a supervisor: started, watched, restarted with back-off, ended.
+
+state       what holds
+starting    the process runs but has not said ``ready``
+ready       it works
+backing_off it ended by itself; the next start is due
+stopped     it was told to end, or never started
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import psutil
+
+from host.channel import STREAM_LIMIT, Channel, ChannelError
+from host.errors import StartError
+from wire.admin import Message
+
+logger = logging.getLogger(__name__)
+
+# The first restart is immediate: a crash by one packet must not cost a call. A process that keeps crashing waits longer.
+_BACK_OFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+# A process that lived this long is healthy again.
+_HEALTHY_AFTER_S = 30.0
+_READY_TIMEOUT_S = 20.0
+_PING_INTERVAL_S = 2.0
+# A worker that does not answer for this long drops packets anyway; calls survive 15 s without consent answers (Chromium).
+_PING_TIMEOUT_S = 6.0
+_TERM_GRACE_S = 5.0
+
+
+class ProcessState(StrEnum):
+    """See the table at the top of this file."""
+
+    STARTING = "starting"
+    READY = "ready"
+    BACKING_OFF = "backing_off"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSpec:
+    """What to run: ``python -m module`` with inherited file descriptors and settings sent over its channel.
+
+    core: the CPU that the process is pinned to, or None.
+    settings: called at each start, so that a restarted process gets what is true then.
+    on_event: what the process says by itself.
+    """
+
+    name: str
+    module: str
+    fds: tuple[int, ...]
+    settings: Callable[[], dict[str, Any]]
+    on_ready: Callable[["Process"], None] = field(default=lambda process: None)
+    on_event: Callable[[Message], None] = field(default=lambda message: None)
+    core: int | None = None
+
+
+class Process:
+    """Keeps one spec running."""
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.spec = spec
+        self.state = ProcessState.STOPPED
+        self.pid: int | None = None
+        self.restarts = 0
+        self.last_exit: str | None = None
+        self.started_at = 0.0
+        self._channel: Channel | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._usage: psutil.Process | None = None
+
+    async def start(self) -> None:
+        """Start and wait until it is ready. Raises StartError."""
+        self._ending.clear()
+        self._task = asyncio.create_task(self._keep_running(), name=self.spec.name)
+        ready = asyncio.create_task(self._ready.wait())
+        try:
+            await asyncio.wait(
+                {ready, self._task}, timeout=_READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            ready.cancel()
+        if not self._ready.is_set():
+            raise StartError(
+                f"{self.spec.name} did not start ({self.last_exit or 'no answer'}); see its log lines above"
+            )
+
+    async def stop(self) -> None:
+        """End the process with SIGTERM, and with SIGKILL after a grace."""
+        self._ending.set()
+        if self._task is None:
+            return
+        self.kill(signal.SIGTERM)
+        _, running = await asyncio.wait({self._task}, timeout=_TERM_GRACE_S)
+        if running:
+            logger.warning("%s did not end within %g s, killed", self.spec.name, _TERM_GRACE_S)
+            self.kill(signal.SIGKILL)
+            await asyncio.wait({self._task})
+        self._task = None
+
+    def kill(self, signal_number: int) -> None:
+        """Send a signal, if the process lives."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal_number)
+
+    async def request(self, method: str, *, timeout_s: float = 5.0, **params: Any) -> Any:
+        """Ask the process. Raises ChannelError also while it is being restarted."""
+        if self._channel is None:
+            raise ChannelError(f"{self.spec.name} is not running")
+        return await self._channel.request(method, timeout_s=timeout_s, **params)
+
+    def send_event(self, event: str, **fields: Any) -> None:
+        """Tell the process something, if it lives."""
+        if self._channel is not None:
+            self._channel.send_event(event, **fields)
+
+    def describe(self) -> dict[str, Any]:
+        """State for ``status``. ``cpu_percent`` is of one core, since the last call."""
+        description: dict[str, Any] = {
+            "name": self.spec.name,
+            "pid": self.pid,
+            "state": self.state.value,
+            "core": self.spec.core,
+            "restarts": self.restarts,
+            "last_exit": self.last_exit,
+            "uptime_s": round(time.monotonic() - self.started_at, 1) if self.pid else 0.0,
+        }
+        if self._usage is not None:
+            with contextlib.suppress(psutil.Error):
+                description["cpu_percent"] = self._usage.cpu_percent()
+                description["rss_bytes"] = self._usage.memory_info().rss
+        return description
+
+    async def _keep_running(self) -> None:
+        failures = 0
+        while True:
+            await self._run_once()
+            self._ready.clear()
+            if self._ending.is_set():
+                break
+            if time.monotonic() - self.started_at > _HEALTHY_AFTER_S:
+                failures = 0
+            delay_s = _BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)]
+            failures += 1
+            self.restarts += 1
+            self.state = ProcessState.BACKING_OFF
+            logger.warning("%s ended (%s), restart in %g s", self.spec.name, self.last_exit, delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), delay_s)
+                break
+        self.state = ProcessState.STOPPED
+
+    async def _run_once(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            child = await asyncio.create_subprocess_exec(
+                # -P: never import from the directory that the operator happens to be in
+                *(sys.executable, "-P", "-m", self.spec.module, str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), *self.spec.fds),
+                start_new_session=True,
+            )
+        self.pid, self.started_at, self.state = child.pid, time.monotonic(), ProcessState.STARTING
+        with contextlib.suppress(psutil.Error):
+            self._usage = psutil.Process(child.pid)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=STREAM_LIMIT)
+        self._channel = Channel(reader, writer, on_event=self._receive_event)
+        self._channel.send_event("configure", settings=self.spec.settings(), core=self.spec.core)
+        serving = asyncio.create_task(self._channel.run())
+        watching = asyncio.create_task(self._watch())
+        try:
+            exit_code = await child.wait()
+        finally:
+            watching.cancel()
+            self._channel.close()
+            await serving
+            self._channel = self.pid = self._usage = None
+        self.last_exit = _describe_exit(exit_code)
+
+    def _receive_event(self, message: Message) -> None:
+        if message["event"] == "ready":
+            self.state = ProcessState.READY
+            self._ready.set()
+            self.spec.on_ready(self)
+        else:
+            self.spec.on_event(message)
+
+    async def _watch(self) -> None:
+        """Kill a process that no longer answers, so that it is started anew."""
+        await self._ready.wait()
+        while True:
+            await asyncio.sleep(_PING_INTERVAL_S)
+            try:
+                await self.request("ping", timeout_s=_PING_TIMEOUT_S)
+            except ChannelError as error:
+                logger.error("%s hangs (%s), killed", self.spec.name, error)
+                self.kill(signal.SIGKILL)
+                return
+
+
+def _describe_exit(exit_code: int) -> str:
+    if exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"

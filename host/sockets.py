@@ -1,0 +1,99 @@
+"""Sockets that a supervisor makes and its processes inherit, and a clear word when an address is taken."""
+
+import errno
+import socket
+from contextlib import closing
+
+import psutil
+
+from host.errors import AddressInUseError, ConfigError
+from wire.address import Address
+
+# Asked for; the kernel caps it at net.core.rmem_max. Packets queue here while a worker restarts.
+_RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024
+
+
+def bind_udp(field: str, address: Address, *, reuseport: bool = False) -> socket.socket:
+    """A non-blocking UDP socket on ``address`` (port 0: any). ``field`` names the setting in errors."""
+    return _bind(field, address, socket.SOCK_DGRAM, reuseport=reuseport)
+
+
+def bind_tcp(field: str, address: Address) -> socket.socket:
+    """A non-blocking listening TCP socket on ``address`` (port 0: any)."""
+    listener = _bind(field, address, socket.SOCK_STREAM, reuseport=False)
+    listener.listen(512)
+    return listener
+
+
+def check_free_udp(field: str, address: Address) -> None:
+    """Raise AddressInUseError if anyone holds the address.
+
+    A second SO_REUSEPORT bind by the same user succeeds silently, so this probe binds without it.
+    """
+    if address.port:
+        _bind(field, address, socket.SOCK_DGRAM, reuseport=False).close()
+
+
+def bound_address(sock: socket.socket) -> Address:
+    """The address that a socket is bound to."""
+    host, port = sock.getsockname()[:2]
+    return Address.from_host(host, port)
+
+
+def sockaddr(address: Address) -> tuple[str, int]:
+    """The form that Python's socket functions take."""
+    return str(address.ip), address.port
+
+
+def _bind(field: str, address: Address, kind: socket.SocketKind, *, reuseport: bool) -> socket.socket:
+    family = socket.AF_INET if address.family == 4 else socket.AF_INET6
+    sock = socket.socket(family, kind)
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+        if reuseport:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(sockaddr(address))
+    except OSError as error:
+        sock.close()
+        raise _bind_error(field, address, kind, error) from None
+    return sock
+
+
+def _bind_error(field: str, address: Address, kind: socket.SocketKind, error: OSError) -> Exception:
+    if error.errno == errno.EADDRINUSE:
+        holder = _holder(address, kind)
+        return AddressInUseError(f"{field}: {address} is taken by {holder}; stop it or choose another port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ConfigError(field, f"{address.ip} is no address of this machine; `ip address` lists them")
+    if error.errno == errno.EACCES:
+        return ConfigError(
+            field, f"port {address.port} needs root or CAP_NET_BIND_SERVICE; choose one above 1023"
+        )
+    return ConfigError(field, f"cannot bind {address} ({error.strerror})")
+
+
+def _holder(address: Address, kind: socket.SocketKind) -> str:
+    inet_kind = "udp" if kind == socket.SOCK_DGRAM else "tcp"
+    for connection in psutil.net_connections(inet_kind):
+        if connection.laddr and connection.laddr.port == address.port and connection.pid:
+            try:
+                return f"pid {connection.pid} ({psutil.Process(connection.pid).name()})"
+            except psutil.Error:
+                return f"pid {connection.pid}"
+    return "a process of another user"
+
+
+def is_ipv6_available() -> bool:
+    """Whether this machine can bind the IPv6 loopback address."""
+    with closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True

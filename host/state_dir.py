@@ -1,0 +1,131 @@
+"""The state directory: how commands find a running supervisor, and where its keys live.
+
+lock            flock held while a supervisor lives; a stale file means nothing
+pid             its pid, for people
+admin.sock      its admin socket, 0600
+keys.json       the fleet's keys, 0600
+bearer_token    what signaling asks for beyond loopback, 0600
+relayctl.log    output of a daemon
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from host.errors import AlreadyRunningError, ConfigError, OperatorError
+
+# sockaddr_un.sun_path holds 108 bytes with its terminator (unix(7)).
+_MAX_SOCKET_PATH_BYTES = 107
+
+
+def default_state_dir() -> Path:
+    """/var/lib/relayctl for root, else ~/.local/state/relayctl (XDG base directory specification)."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/relayctl")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "relayctl"
+
+
+class StateDir:
+    """Paths in one state directory, and the lock that says whether it is in use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.admin_socket = self.path / "admin.sock"
+        if len(os.fsencode(self.admin_socket)) > _MAX_SOCKET_PATH_BYTES:
+            raise ConfigError(
+                "state_dir",
+                f"{self.path} is too long for a UNIX socket in it ({_MAX_SOCKET_PATH_BYTES} bytes); "
+                "choose a shorter --state-dir",
+            )
+        self.pid_file = self.path / "pid"
+        self.keys_file = self.path / "keys.json"
+        self.bearer_token_file = self.path / "bearer_token"
+        self.log_file = self.path / "relayctl.log"
+        self._lock_file = self.path / "lock"
+        self._lock: IO[str] | None = None
+
+    def create(self) -> None:
+        """Make the directory, private to its owner. Raises OperatorError."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise OperatorError(
+                f"state_dir: cannot create {self.path} ({error.strerror}); choose another with --state-dir"
+            ) from None
+
+    def acquire(self) -> None:
+        """Take the lock for the life of this process and write the pid. Raises AlreadyRunningError."""
+        self.create()
+        try:
+            lock = os.fdopen(os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+        except OSError as error:
+            raise OperatorError(
+                f"state_dir: cannot write {self._lock_file} ({error.strerror}); it belongs to another user? "
+                "choose another with --state-dir"
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise AlreadyRunningError(
+                f"already running with pid {self.pid() or '?'} in {self.path}; "
+                "`relayctl stop` ends it, --state-dir starts another beside it"
+            ) from None
+        self._lock = lock
+        self.pid_file.write_text(f"{os.getpid()}\n")
+
+    def release(self) -> None:
+        """Remove what only a live supervisor has, then let the lock go."""
+        self.admin_socket.unlink(missing_ok=True)
+        self.pid_file.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def is_running(self) -> bool:
+        """Whether a live supervisor holds the lock. A pid file alone is not believed."""
+        try:
+            with self._lock_file.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def pid(self) -> int | None:
+        """The pid in the pid file, if there is one."""
+        try:
+            return int(self.pid_file.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def read_or_create_token(path: Path) -> str:
+    """The bearer token in a file, made on first use. Raises ConfigError."""
+    return read_or_create_secret(path, lambda: secrets.token_urlsafe(24) + "\n").strip()
+
+
+def read_or_create_secret(path: Path, make: Callable[[], str]) -> str:
+    """The content of a 0600 file; ``make`` is called and written if there is none.
+
+    Raises ConfigError if others can read the file.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            content = make()
+            file.write(content)
+            return content
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be written ({error.strerror})") from None
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(str(path), f"others can read this secret; run `chmod 600 {path}`")
+        return path.read_text()
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read ({error.strerror})") from None

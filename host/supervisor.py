@@ -1,0 +1,151 @@
+"""The supervisor: runs the processes of its services, answers the admin socket, ends everything in order.
+
+Order of an end: every service drains (the last started first), then its processes stop. So transceivers say goodbye to
+their clients while the relay still carries it.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from host.channel import STREAM_LIMIT, Channel, ChannelError
+from host.process import Process, ProcessSpec
+from host.state_dir import StateDir
+
+logger = logging.getLogger(__name__)
+
+AdminMethod = Callable[..., Awaitable[Any]]
+
+
+class Service(Protocol):
+    """A set of processes with a part in ``status`` and methods on the admin socket."""
+
+    name: str
+
+    def specs(self) -> Sequence[ProcessSpec]:
+        """The processes to run."""
+        ...
+
+    async def status(self, processes: Sequence[Process]) -> dict[str, Any]:
+        """The service's part of ``status``."""
+        ...
+
+    async def drain(self, processes: Sequence[Process], timeout_s: float) -> None:
+        """Take no new work and let the old end, for at most ``timeout_s``."""
+        ...
+
+    def methods(self, processes: Sequence[Process]) -> dict[str, AdminMethod]:
+        """Further admin methods."""
+        ...
+
+    def close(self) -> None:
+        """Release sockets and memory; the processes have ended."""
+        ...
+
+
+class Supervisor:
+    """Runs services until it is told to end."""
+
+    def __init__(
+        self, state_dir: StateDir, services: Sequence[Service], *, version: str, drain_s: float
+    ) -> None:
+        self._state_dir = state_dir
+        self._services = services
+        self._version = version
+        self._drain_s = drain_s
+        self._processes = {service.name: [Process(spec) for spec in service.specs()] for service in services}
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._state = "starting"
+        self._started = time.monotonic()
+        self._started_at = datetime.datetime.now(datetime.UTC)
+        self._methods: dict[str, AdminMethod] = {"status": self._status, "stop": self._request_stop}
+        for service in services:
+            self._methods |= service.methods(self._processes[service.name])
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Start everything, call ``on_ready``, serve until SIGTERM, SIGINT or ``stop``. Raises StartError."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._receive_signal)
+        admin = await self._listen()
+        try:
+            for service in self._services:
+                await asyncio.gather(*(process.start() for process in self._processes[service.name]))
+            self._state = "running"
+            on_ready()
+            await self._stop.wait()
+        finally:
+            self._state = "draining"
+            await self._end()
+            admin.close()
+            with contextlib.suppress(ConnectionError):
+                await admin.wait_closed()
+
+    def _receive_signal(self) -> None:
+        if self._stop.is_set():
+            logger.warning("second signal: ending at once")
+            self._hurry.set()
+        self._stop.set()
+
+    async def _end(self) -> None:
+        for service in reversed(self._services):
+            processes = self._processes[service.name]
+            draining = asyncio.create_task(service.drain(processes, self._drain_s))
+            hurry = asyncio.create_task(self._hurry.wait())
+            try:
+                await asyncio.wait(
+                    {draining, hurry}, timeout=self._drain_s + 5, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                for task in (draining, hurry):
+                    task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ChannelError):
+                    await draining
+            await asyncio.gather(*(process.stop() for process in processes))
+            service.close()
+
+    async def _listen(self) -> asyncio.Server:
+        path = self._state_dir.admin_socket
+        path.unlink(missing_ok=True)
+        # The directory is 0700 and ours; the socket is 0600 from its first moment all the same.
+        old_umask = os.umask(0o177)
+        try:
+            return await asyncio.start_unix_server(self._serve, path, limit=STREAM_LIMIT)
+        finally:
+            os.umask(old_umask)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await Channel(reader, writer, on_request=self._answer).run()
+
+    async def _answer(self, method: str, params: dict[str, Any]) -> Any:
+        handler = self._methods.get(method)
+        if handler is None:
+            raise ChannelError(
+                f"no method {method!r}; this supervisor knows {', '.join(sorted(self._methods))}"
+            )
+        return await handler(**params)
+
+    async def _status(self) -> dict[str, Any]:
+        parts = await asyncio.gather(*(s.status(self._processes[s.name]) for s in self._services))
+        return {
+            "version": self._version,
+            "pid": os.getpid(),
+            "state": self._state,
+            "started_at": self._started_at.isoformat(timespec="seconds"),
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "state_dir": str(self._state_dir.path),
+            **{service.name: part for service, part in zip(self._services, parts, strict=True)},
+        }
+
+    async def _request_stop(self, drain_s: float | None = None) -> dict[str, Any]:
+        if drain_s is not None:
+            self._drain_s = float(drain_s)
+        self._stop.set()
+        return {"pid": os.getpid(), "drain_s": self._drain_s}

@@ -1,0 +1,1 @@
+"""The relay: forwards packets between clients and the transceivers that their ufrags name."""

@@ -1,0 +1,92 @@
+"""A relay's configuration: the ``[relay]`` table, checked once."""
+
+import os
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Self
+
+from host.config_table import ConfigTable
+from host.errors import ConfigError
+from relay.core.policy import RelayPolicy, Vip
+from wire.address import Address
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayConfig:
+    """Settings of one relay host.
+
+    vips: where the relay binds and what clients are told, in the order of ``relay.listen`` and ``fleet.vip``.
+    fleet_listen: one base address a family; worker N takes port + N, or any free port where the port is 0.
+    workers: processes; each is pinned to a core.
+    transceiver_networks: where hints may point to and fleet packets may come from.
+    max_session_s: oldest ufrag still admitted; a call keeps its ufrag, so this bounds the length of a call.
+    max_assured_flows, max_provisional_flows: sizes of each worker's flow table.
+    """
+
+    vips: tuple[Vip, ...]
+    fleet_listen: tuple[Address, ...]
+    workers: int
+    transceiver_networks: tuple[IPv4Network | IPv6Network, ...]
+    max_session_s: int
+    max_assured_flows: int
+    max_provisional_flows: int
+
+    @classmethod
+    def from_table(cls, table: ConfigTable, vips: tuple[Vip, ...]) -> Self:
+        """Take the ``[relay]`` table apart. Raises ConfigError."""
+        policy = RelayPolicy(cluster_id=0, vips=(), transceiver_networks=())
+        config = cls(
+            vips=vips,
+            fleet_listen=table.take_addresses("fleet_listen", ["127.0.0.1:0"]),
+            workers=table.take_int("workers", len(os.sched_getaffinity(0)), low=1, high=256),
+            transceiver_networks=table.take_networks("transceiver_networks", ["127.0.0.0/8", "::1/128"]),
+            max_session_s=table.take_int("max_session_s", policy.max_session_s, low=60, high=30 * 86400),
+            max_assured_flows=table.take_int(
+                "max_assured_flows", policy.max_assured_flows, low=1, high=10_000_000
+            ),
+            max_provisional_flows=table.take_int(
+                "max_provisional_flows", policy.max_provisional_flows, low=1, high=1_000_000
+            ),
+        )
+        table.finish()
+        config._check(table)
+        return config
+
+    def _check(self, table: ConfigTable) -> None:
+        families = [address.family for address in self.fleet_listen]
+        if not families or len(set(families)) != len(families):
+            raise ConfigError(
+                table.field("fleet_listen"), "needs one address for each address family of the fleet"
+            )
+        for address in self.fleet_listen:
+            if address.port and address.port + self.workers - 1 > 65535:
+                raise ConfigError(
+                    table.field("fleet_listen"),
+                    f"{address} leaves no port for each of {self.workers} workers",
+                )
+        if not self.transceiver_networks:
+            raise ConfigError(table.field("transceiver_networks"), "is empty, so no call could be routed")
+
+
+def pair_vips(listen: tuple[Address, ...], vip: tuple[Address, ...]) -> tuple[Vip, ...]:
+    """``relay.listen`` and ``fleet.vip`` side by side; no vip means that clients are told the listen addresses.
+
+    Raises ConfigError if they do not pair up.
+    """
+    if not listen:
+        raise ConfigError("relay.listen", "is empty; a relay needs at least one public address")
+    if not vip:
+        vip = listen
+    if len(vip) != len(listen):
+        raise ConfigError(
+            "fleet.vip", f"has {len(vip)} addresses but relay.listen has {len(listen)}; pair them in order"
+        )
+    for name, addresses in (("relay.listen", listen), ("fleet.vip", vip)):
+        if len(set(addresses)) != len(addresses):
+            raise ConfigError(name, "names an address twice")
+    for ours, told in zip(listen, vip, strict=True):
+        if ours.family != told.family:
+            raise ConfigError("fleet.vip", f"{told} is paired with {ours} of the other address family")
+        if not told.port:
+            raise ConfigError("fleet.vip", f"{told} needs a port: clients are told it")
+    return tuple(Vip(ours, told) for ours, told in zip(listen, vip, strict=True))

@@ -1,0 +1,194 @@
+"""Flows: client_addr → transceiver, small, bounded and disposable.
+
+Rules:
+1. A flow is born *provisional* from an admitted Binding request. A replayed request can make one, so provisional
+   flows are capped in all, per source prefix and per ufrag; at a cap the oldest provisional of the same kind goes.
+2. DTLS or RTP seen in both directions turns it *assured*. Nobody can take an assured flow's place but time.
+3. A provisional flow lives provisional_s, an assured one assured_s after its last packet.
+
+    event                              none           provisional            assured
+    admitted request, own ufrag        → provisional  refresh                refresh
+    admitted request, another ufrag    → provisional  replace                unchanged, or replaced after contest_s
+    DTLS/RTP both ways                 -              → assured (or refused) -
+    silence                            -              → none                 → none
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import NamedTuple, TypeVar
+
+from relay.core.policy import RelayPolicy
+from wire.address import Address
+
+_Name = TypeVar("_Name")
+
+
+class FlowKey(NamedTuple):
+    """What a flow is looked up by: the client and the VIP that it sends to."""
+
+    client: Address
+    vip: Address
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """One entry. Times are monotonic seconds; ``up`` is client → transceiver."""
+
+    key: FlowKey
+    transceiver: Address
+    server_ufrag: str
+    ufrag_seen_at: float
+    created_at: float
+    last_seen: float
+    assured: bool = False
+    media_up: bool = False
+    media_down: bool = False
+    packets_up: int = 0
+    bytes_up: int = 0
+    packets_down: int = 0
+    bytes_down: int = 0
+
+
+_Flows = OrderedDict[FlowKey, Flow]
+
+
+def source_prefix(host: bytes) -> bytes:
+    """The part of an address that one customer owns: an IPv4 address (/32), an IPv6 /64."""
+    return host if len(host) == 4 else host[:8]
+
+
+class _ProvisionalFlows:
+    """Provisional flows, the least recently refreshed first, indexed by source prefix and by ufrag."""
+
+    def __init__(self, policy: RelayPolicy) -> None:
+        self._policy = policy
+        # Ordered: taking the oldest of a plain dict walks over every entry that was deleted before it.
+        self.flows: _Flows = OrderedDict()
+        self._by_prefix: dict[bytes, _Flows] = {}
+        self._by_ufrag: dict[str, _Flows] = {}
+
+    def put(self, flow: Flow) -> None:
+        """Append as the newest."""
+        self.flows[flow.key] = flow
+        self._by_prefix.setdefault(source_prefix(flow.key.client.host), OrderedDict())[flow.key] = flow
+        self._by_ufrag.setdefault(flow.server_ufrag, OrderedDict())[flow.key] = flow
+
+    def pop(self, key: FlowKey) -> Flow | None:
+        """Take a flow out of every index."""
+        flow = self.flows.pop(key, None)
+        if flow is not None:
+            _discard(self._by_prefix, source_prefix(key.client.host), key)
+            _discard(self._by_ufrag, flow.server_ufrag, key)
+        return flow
+
+    def make_room(self, flow: Flow) -> list[Flow]:
+        """Evict the oldest of each group that is at its cap; called before ``put``."""
+        policy = self._policy
+        groups: tuple[tuple[_Flows, int], ...] = (
+            (self._by_ufrag.get(flow.server_ufrag, OrderedDict()), policy.max_addresses_per_ufrag),
+            (
+                self._by_prefix.get(source_prefix(flow.key.client.host), OrderedDict()),
+                policy.max_provisional_per_prefix,
+            ),
+            (self.flows, policy.max_provisional_flows),
+        )
+        evicted = []
+        for group, cap in groups:
+            if len(group) >= cap:
+                oldest = next(iter(group))
+                evicted.append(group[oldest])
+                self.pop(oldest)
+        return evicted
+
+    def expire(self, now: float) -> list[Flow]:
+        """Remove those that have been silent for too long. The order is by last_seen, so this stops at the first live one."""
+        silent = []
+        while self.flows:
+            flow = next(iter(self.flows.values()))
+            if flow.last_seen + self._policy.provisional_s > now:
+                break
+            self.pop(flow.key)
+            silent.append(flow)
+        return silent
+
+
+def _discard(groups: dict[_Name, _Flows], name: _Name, key: FlowKey) -> None:
+    group = groups[name]
+    del group[key]
+    if not group:
+        del groups[name]
+
+
+class FlowTable:
+    """All flows of one worker. Lookups are O(1); expiry is amortised and never scans."""
+
+    def __init__(self, policy: RelayPolicy) -> None:
+        self._policy = policy
+        self._assured: dict[FlowKey, Flow] = {}
+        self._deadlines: list[tuple[float, FlowKey]] = []
+        self._provisional = _ProvisionalFlows(policy)
+
+    def __len__(self) -> int:
+        return len(self._assured) + len(self._provisional.flows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        """Assured flows first."""
+        yield from self._assured.values()
+        yield from self._provisional.flows.values()
+
+    @property
+    def assured_count(self) -> int:
+        """Flows that carried media both ways."""
+        return len(self._assured)
+
+    def get(self, key: FlowKey) -> Flow | None:
+        """The flow of that client on that VIP."""
+        return self._assured.get(key) or self._provisional.flows.get(key)
+
+    def create(self, key: FlowKey, transceiver: Address, server_ufrag: str, now: float) -> list[Flow]:
+        """Put a provisional flow in place of whatever the key had. Returns the flows evicted for it."""
+        self.remove(key)
+        flow = Flow(key, transceiver, server_ufrag, now, now, now)
+        evicted = self._provisional.make_room(flow)
+        self._provisional.put(flow)
+        return evicted
+
+    def touch(self, flow: Flow, now: float) -> None:
+        """Note a packet of the flow."""
+        flow.last_seen = now
+        if not flow.assured:
+            self._provisional.pop(flow.key)
+            self._provisional.put(flow)
+
+    def assure(self, flow: Flow) -> bool:
+        """Make a provisional flow assured; False if the table is full."""
+        if len(self._assured) >= self._policy.max_assured_flows:
+            return False
+        self._provisional.pop(flow.key)
+        flow.assured = True
+        self._assured[flow.key] = flow
+        heappush(self._deadlines, (flow.last_seen + self._policy.assured_s, flow.key))
+        return True
+
+    def remove(self, key: FlowKey) -> None:
+        """Forget a flow, if there is one."""
+        if self._assured.pop(key, None) is None:
+            self._provisional.pop(key)
+
+    def expire(self, now: float) -> list[Flow]:
+        """Remove and return the flows that fell silent."""
+        silent = self._provisional.expire(now)
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, key = heappop(self._deadlines)
+            flow = self._assured.get(key)
+            if flow is None:
+                continue
+            deadline = flow.last_seen + self._policy.assured_s
+            if deadline > now:
+                heappush(self._deadlines, (deadline, key))
+            else:
+                del self._assured[key]
+                silent.append(flow)
+        return silent

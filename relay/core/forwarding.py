@@ -1,0 +1,221 @@
+"""Where a packet goes: the relay's forwarding decisions in both directions.
+
+A Binding request always goes by its own hint, never by the flow; everything else follows the flow. Towards the client
+no flow is needed: the SPP header says it all. Verdicts are in ``verdict.py``, flow rules in ``flow_table.py``.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+from relay.core.admission import Admission, RefusedError
+from relay.core.flow_table import Flow, FlowKey, FlowTable
+from relay.core.policy import AddressRules, RelayPolicy
+from relay.core.verdict import FlowEvent, Verdict
+from wire.address import Address
+from wire.demux import PacketClass, classify
+from wire.errors import WireError, WireFault
+from wire.keys import KeyRing
+from wire.spp import HEADER_BYTES, decode_header_untrusted, encode_header
+from wire.stun import StunMessage, parse_stun_untrusted
+
+# Above the largest UDP payload of a 1500-byte path by a margin; what is larger is no WebRTC packet.
+MAX_DATAGRAM_BYTES = 2048
+
+_STUN_VERDICTS = {
+    WireFault.STUN_MALFORMED: Verdict.DROP_STUN_MALFORMED,
+    WireFault.STUN_FINGERPRINT: Verdict.DROP_STUN_MALFORMED,
+    WireFault.STUN_USERNAME: Verdict.DROP_STUN_USERNAME,
+}
+
+
+class Outcome(NamedTuple):
+    """A packet's verdict and, if it is forwarded, what to send where.
+
+    ``vip_index`` tells the public socket to send from (index into ``RelayPolicy.vips``); it is -1 towards the fleet.
+    """
+
+    verdict: Verdict
+    datagram: bytes = b""
+    destination: Address | None = None
+    vip_index: int = -1
+
+
+class FlowNotice(NamedTuple):
+    """A flow became assured (``ended`` false) or is gone: for whoever mirrors flows."""
+
+    flow: Flow
+    ended: bool
+
+
+class RelayCore:
+    """One worker's decisions. ``now`` is monotonic seconds; unix time comes with ``handle_timer``."""
+
+    def __init__(self, policy: RelayPolicy, keys: KeyRing, *, unix_s: float) -> None:
+        self.flows = FlowTable(policy)
+        self.events = [0] * len(FlowEvent)
+        self._policy = policy
+        self._rules = AddressRules(policy)
+        self._admission = Admission(keys, policy, self._rules)
+        self._vip_index = {vip.address: index for index, vip in enumerate(policy.vips)}
+        self._unix_s = unix_s
+        self._notices: deque[FlowNotice] = deque()
+
+    def receive_from_client(self, datagram: bytes, client: Address, vip_index: int, now: float) -> Outcome:
+        """Decide on a packet that came to the VIP of that index."""
+        if not datagram:
+            return Outcome(Verdict.DROP_MALFORMED)
+        if len(datagram) > MAX_DATAGRAM_BYTES:
+            return Outcome(Verdict.DROP_OVERSIZE)
+        if not client.port:
+            return Outcome(Verdict.DROP_SOURCE_PORT_ZERO)
+        if not self._rules.may_be_client(client):
+            return Outcome(Verdict.DROP_MARTIAN)
+        key = FlowKey(client, self._policy.vips[vip_index].address)
+        packet_class = classify(datagram)
+        if packet_class is PacketClass.STUN:
+            return self._receive_stun(datagram, key, now)
+        if packet_class is PacketClass.DTLS or packet_class is PacketClass.RTP:
+            return self._receive_media(datagram, key, now)
+        return Outcome(Verdict.DROP_NOT_WEBRTC)
+
+    def receive_from_fleet(self, datagram: bytes, source: Address, now: float) -> Outcome:
+        """Decide on a packet that came to a fleet port."""
+        if not self._rules.may_be_transceiver(source.host):
+            return Outcome(Verdict.DROP_SPP_SOURCE)
+        if len(datagram) > MAX_DATAGRAM_BYTES + HEADER_BYTES:
+            return Outcome(Verdict.DROP_OVERSIZE)
+        try:
+            client, vip = decode_header_untrusted(datagram)
+        except WireError:
+            return Outcome(Verdict.DROP_SPP_MALFORMED)
+        payload = datagram[HEADER_BYTES:]
+        if not payload:
+            return Outcome(Verdict.DROP_SPP_MALFORMED)
+        vip_index = self._vip_index.get(vip)
+        if vip_index is None:
+            return Outcome(Verdict.DROP_SPP_PROXY)
+        if not client.port or client.family != vip.family or not self._rules.may_be_client(client):
+            return Outcome(Verdict.DROP_SPP_CLIENT)
+        flow = self.flows.get(FlowKey(client, vip))
+        if flow is not None and flow.transceiver == source:
+            self._note_down(flow, payload, now)
+        return Outcome(Verdict.FORWARD_CLIENT, payload, client, vip_index)
+
+    def handle_timer(self, now: float, unix_s: float) -> None:
+        """Expire flows; call about once a second."""
+        self._unix_s = unix_s
+        for flow in self.flows.expire(now):
+            self.events[FlowEvent.FLOW_EXPIRED] += 1
+            self._note_end(flow)
+
+    def adopt(self, key: FlowKey, transceiver: Address, server_ufrag: str, now: float) -> bool:
+        """Go on with an assured flow of a worker that ended. False if it is not ours to carry, or there is no room."""
+        if key.vip not in self._vip_index or not self._rules.may_be_transceiver(transceiver.host):
+            return False
+        if self.flows.get(key) is not None:
+            return False
+        self.flows.create(key, transceiver, server_ufrag, now)
+        flow = self.flows.get(key)
+        if flow is None or not self.flows.assure(flow):
+            return False
+        flow.media_up = flow.media_down = True
+        self.events[FlowEvent.FLOW_ADOPTED] += 1
+        return True
+
+    def next_notice(self) -> FlowNotice | None:
+        """The next change of the assured flows, oldest first, or None."""
+        return self._notices.popleft() if self._notices else None
+
+    def _receive_stun(self, datagram: bytes, key: FlowKey, now: float) -> Outcome:
+        flow = self.flows.get(key)
+        try:
+            message = parse_stun_untrusted(datagram)
+            if not message.is_binding_request:
+                return self._receive_non_request(datagram, flow, now)
+            server_ufrag, _ = message.ufrags_untrusted
+        except WireError as error:
+            return Outcome(_STUN_VERDICTS[error.fault])
+        if flow is not None and flow.assured and flow.server_ufrag == server_ufrag:
+            # The transceiver checks the integrity; the kernel path does the same with a dead control plane.
+            flow.ufrag_seen_at = now
+            return self._forward_up(Verdict.FORWARD_STUN, datagram, flow, now)
+        return self._receive_request(datagram, message, server_ufrag, key, now)
+
+    def _receive_non_request(self, datagram: bytes, flow: Flow | None, now: float) -> Outcome:
+        # Indications and responses have no USERNAME (RFC 8489 section 6.2), so only a flow can tell where they belong.
+        if flow is None:
+            return Outcome(Verdict.DROP_STUN_UNKNOWN_FLOW)
+        return self._forward_up(Verdict.FORWARD_FLOW, datagram, flow, now)
+
+    def _receive_request(
+        self, datagram: bytes, message: StunMessage, server_ufrag: str, key: FlowKey, now: float
+    ) -> Outcome:
+        try:
+            hint = self._admission.admit(datagram, message, server_ufrag, self._unix_s)
+        except RefusedError as refused:
+            return Outcome(refused.verdict)
+        flow = self._flow_for_request(key, hint.transceiver, server_ufrag, now)
+        if flow is None:
+            header = encode_header(key.client, key.vip)
+            return Outcome(Verdict.FORWARD_STUN, header + datagram, hint.transceiver)
+        return self._forward_up(Verdict.FORWARD_STUN, datagram, flow, now)
+
+    def _flow_for_request(
+        self, key: FlowKey, transceiver: Address, server_ufrag: str, now: float
+    ) -> Flow | None:
+        """The flow that an admitted request belongs to; None if another session's assured flow holds the address."""
+        flow = self.flows.get(key)
+        if flow is not None and flow.server_ufrag == server_ufrag:
+            flow.ufrag_seen_at = now
+            return flow
+        if flow is not None and flow.assured:
+            silent = now - flow.ufrag_seen_at >= self._policy.contest_s
+            if flow.transceiver == transceiver:
+                # An ICE restart: the packets go to the same place under either ufrag.
+                if silent:
+                    flow.server_ufrag, flow.ufrag_seen_at = server_ufrag, now
+                return flow
+            if not silent:
+                self.events[FlowEvent.FLOW_CONTESTED] += 1
+                return None
+            self.events[FlowEvent.FLOW_MOVED] += 1
+            self._note_end(flow)
+        self.events[FlowEvent.FLOW_CREATED] += 1
+        self.events[FlowEvent.FLOW_EVICTED] += len(self.flows.create(key, transceiver, server_ufrag, now))
+        return self.flows.get(key)
+
+    def _receive_media(self, datagram: bytes, key: FlowKey, now: float) -> Outcome:
+        flow = self.flows.get(key)
+        if flow is None:
+            return Outcome(Verdict.DROP_UNKNOWN_FLOW)
+        flow.media_up = True
+        outcome = self._forward_up(Verdict.FORWARD_FLOW, datagram, flow, now)
+        self._assure_if_due(flow)
+        return outcome
+
+    def _forward_up(self, verdict: Verdict, datagram: bytes, flow: Flow, now: float) -> Outcome:
+        self.flows.touch(flow, now)
+        flow.packets_up += 1
+        flow.bytes_up += len(datagram)
+        return Outcome(verdict, encode_header(*flow.key) + datagram, flow.transceiver)
+
+    def _note_down(self, flow: Flow, payload: bytes, now: float) -> None:
+        self.flows.touch(flow, now)
+        flow.packets_down += 1
+        flow.bytes_down += len(payload)
+        if classify(payload) is not PacketClass.STUN:
+            flow.media_down = True
+            self._assure_if_due(flow)
+
+    def _assure_if_due(self, flow: Flow) -> None:
+        if flow.assured or not (flow.media_up and flow.media_down):
+            return
+        if self.flows.assure(flow):
+            self.events[FlowEvent.FLOW_ASSURED] += 1
+            self._notices.append(FlowNotice(flow, ended=False))
+        else:
+            self.events[FlowEvent.FLOW_REFUSED] += 1
+
+    def _note_end(self, flow: Flow) -> None:
+        if flow.assured:
+            self._notices.append(FlowNotice(flow, ended=True))

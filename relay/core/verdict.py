@@ -1,0 +1,103 @@
+"""What can happen to a packet, and what each outcome means to an operator.
+
+The number is the index of the counter, the lower-case name is the metric label; ``bpf/include/verdict.h`` is the
+same list for C and a test compares the two.
+"""
+
+from enum import IntEnum
+from typing import Final
+
+
+class Verdict(IntEnum):
+    """A packet's one outcome."""
+
+    FORWARD_STUN = 0
+    FORWARD_FLOW = 1
+    FORWARD_CLIENT = 2
+    DROP_MALFORMED = 3
+    DROP_OVERSIZE = 4
+    DROP_SOURCE_PORT_ZERO = 5
+    DROP_MARTIAN = 6
+    DROP_NOT_WEBRTC = 7
+    DROP_STUN_MALFORMED = 8
+    DROP_STUN_USERNAME = 9
+    DROP_STUN_INTEGRITY = 10
+    DROP_STUN_UNKNOWN_FLOW = 11
+    DROP_UFRAG_FORGED = 12
+    DROP_UFRAG_UNKNOWN_KEY = 13
+    DROP_UFRAG_EXPIRED = 14
+    DROP_UFRAG_CLUSTER = 15
+    DROP_UFRAG_NETWORK = 16
+    DROP_UNKNOWN_FLOW = 17
+    DROP_SPP_SOURCE = 18
+    DROP_SPP_MALFORMED = 19
+    DROP_SPP_PROXY = 20
+    DROP_SPP_CLIENT = 21
+    DROP_SEND_FAILED = 22
+
+    @property
+    def label(self) -> str:
+        """The name in metrics, tables and JSON."""
+        return self.name.lower()
+
+    @property
+    def is_drop(self) -> bool:
+        """Whether the packet went nowhere."""
+        return self >= Verdict.DROP_MALFORMED
+
+
+MEANINGS: Final = {
+    Verdict.FORWARD_STUN: "Binding request that passed admission, sent to the transceiver its ufrag names",
+    Verdict.FORWARD_FLOW: "packet of a known flow, sent to its transceiver",
+    Verdict.FORWARD_CLIENT: "packet of a transceiver, sent to its client from the VIP",
+    Verdict.DROP_MALFORMED: "empty datagram: a port scan or a broken client",
+    Verdict.DROP_OVERSIZE: "datagram larger than any WebRTC packet: not one of ours, or a path without an MTU limit",
+    Verdict.DROP_SOURCE_PORT_ZERO: "source port 0 cannot be answered: forged",
+    Verdict.DROP_MARTIAN: "source address that no client can have (ours, the fleet's, multicast, reserved): forged",
+    Verdict.DROP_NOT_WEBRTC: "first byte is not STUN, DTLS or RTP (RFC 7983): a scan, or another protocol on this port",
+    Verdict.DROP_STUN_MALFORMED: "looks like STUN but cookie, length, attributes or fingerprint do not fit",
+    Verdict.DROP_STUN_USERNAME: "Binding request without a usable USERNAME: a plain STUN client, not ICE",
+    Verdict.DROP_STUN_INTEGRITY: "ufrag is ours but MESSAGE-INTEGRITY does not fit: forged, or keys differ in the fleet",
+    Verdict.DROP_STUN_UNKNOWN_FLOW: "STUN that is no Binding request, from a client without a flow",
+    Verdict.DROP_UFRAG_FORGED: "ufrag does not open: not issued by this fleet, or altered",
+    Verdict.DROP_UFRAG_UNKNOWN_KEY: "ufrag names a key that this relay lacks: rotate keys to relays before transceivers",
+    Verdict.DROP_UFRAG_EXPIRED: "ufrag is older than max_session_s, or from the future: a replay, or clocks differ",
+    Verdict.DROP_UFRAG_CLUSTER: "ufrag names another cluster: geo-steering sent the client here",
+    Verdict.DROP_UFRAG_NETWORK: "ufrag names an address outside transceiver_networks: widen them, or a key has leaked",
+    Verdict.DROP_UNKNOWN_FLOW: "DTLS or RTP without a flow: the tail of an ended call, or a relay that just restarted",
+    Verdict.DROP_SPP_SOURCE: "fleet packet from outside transceiver_networks: forged, or a transceiver not configured here",
+    Verdict.DROP_SPP_MALFORMED: "fleet packet without an SPP header, or with no payload behind it",
+    Verdict.DROP_SPP_PROXY: "fleet packet for a VIP that this relay does not serve",
+    Verdict.DROP_SPP_CLIENT: "fleet packet to an address that no client can have: this relay is no reflector",
+    Verdict.DROP_SEND_FAILED: "the kernel refused the packet: no route, a full buffer, or larger than the path",
+}
+
+
+class FlowEvent(IntEnum):
+    """What happened to flows; counted beside the verdicts."""
+
+    FLOW_CREATED = 0
+    FLOW_ASSURED = 1
+    FLOW_EXPIRED = 2
+    FLOW_EVICTED = 3
+    FLOW_CONTESTED = 4
+    FLOW_MOVED = 5
+    FLOW_REFUSED = 6
+    FLOW_ADOPTED = 7
+
+    @property
+    def label(self) -> str:
+        """The name in metrics, tables and JSON."""
+        return self.name.lower()
+
+
+EVENT_MEANINGS: Final = {
+    FlowEvent.FLOW_CREATED: "provisional flows made by an admitted Binding request",
+    FlowEvent.FLOW_ASSURED: "flows that carried DTLS or RTP both ways",
+    FlowEvent.FLOW_EXPIRED: "flows that fell silent and were removed",
+    FlowEvent.FLOW_EVICTED: "provisional flows pushed out by newer ones at a cap (table, source prefix or ufrag): a flood",
+    FlowEvent.FLOW_CONTESTED: "requests with another transceiver's ufrag from the address of a live assured flow: a spoofer",
+    FlowEvent.FLOW_MOVED: "assured flows given up because their ufrag fell silent and another one came",
+    FlowEvent.FLOW_REFUSED: "flows that stayed provisional because the assured table is full: raise max_assured_flows",
+    FlowEvent.FLOW_ADOPTED: "assured flows taken over from a worker that ended",
+}

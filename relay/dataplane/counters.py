@@ -1,0 +1,64 @@
+"""A worker's counters in memory that it shares with the supervisor, so that a crash loses none."""
+
+import mmap
+import os
+
+from relay.core.verdict import FlowEvent, Verdict
+
+_GAUGES = ("bytes_up", "bytes_down", "flows", "assured_flows")
+_EVENTS_AT = len(Verdict)
+_GAUGES_AT = _EVENTS_AT + len(FlowEvent)
+_COUNT = _GAUGES_AT + len(_GAUGES)
+
+
+def create_counters_fd() -> int:
+    """An anonymous file of zeros for one worker's counters; child processes may inherit it."""
+    fd = os.memfd_create("relayctl-counters", os.MFD_CLOEXEC)
+    os.ftruncate(fd, _COUNT * 8)
+    return fd
+
+
+class WorkerCounters:
+    """64-bit cells: one a verdict, one a flow event, then ``bytes_up``, ``bytes_down``, ``flows``, ``assured_flows``.
+
+    Only the worker writes. Over a restart the counts go on; the two flow gauges are set anew.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, _COUNT * 8)
+        self._cells = memoryview(self._memory).cast("Q")
+
+    def count(self, verdict: Verdict, length: int = 0) -> None:
+        """One packet, and its payload bytes if it was forwarded."""
+        cells = self._cells
+        cells[verdict] += 1
+        if length:
+            cells[_GAUGES_AT + (verdict is Verdict.FORWARD_CLIENT)] += length
+
+    def add_events(self, events: list[int]) -> None:
+        """Add counts by FlowEvent and set them back to zero."""
+        for event, count in enumerate(events):
+            self._cells[_EVENTS_AT + event] += count
+            events[event] = 0
+
+    def set_flows(self, flows: int, assured: int) -> None:
+        """Sizes of the flow table."""
+        self._cells[_GAUGES_AT + 2] = flows
+        self._cells[_GAUGES_AT + 3] = assured
+
+    def verdicts(self) -> dict[str, int]:
+        """Counts by verdict label."""
+        return {verdict.label: self._cells[verdict] for verdict in Verdict}
+
+    def events(self) -> dict[str, int]:
+        """Counts by flow event label."""
+        return {event.label: self._cells[_EVENTS_AT + event] for event in FlowEvent}
+
+    def gauges(self) -> dict[str, int]:
+        """``bytes_up``, ``bytes_down``, ``flows`` and ``assured_flows``."""
+        return {name: self._cells[_GAUGES_AT + index] for index, name in enumerate(_GAUGES)}
+
+    def close(self) -> None:
+        """Unmap the memory."""
+        self._cells.release()
+        self._memory.close()

@@ -1,0 +1,57 @@
+"""What a worker is told at its start, as it crosses the channel from the supervisor."""
+
+from dataclasses import dataclass, fields
+from ipaddress import ip_network
+from typing import Any
+
+from relay.core.policy import RelayPolicy, Vip
+from wire.address import Address
+from wire.keys import KeyRing
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """Policy, keys and the inherited file descriptors (``public_fds`` in the order of the policy's VIPs)."""
+
+    policy: RelayPolicy
+    keys: KeyRing
+    public_fds: tuple[int, ...]
+    fleet_fds: tuple[int, ...]
+    counters_fd: int
+
+    def to_message(self) -> dict[str, Any]:
+        """The JSON form; it holds secrets and goes over a private socket only."""
+        return {
+            "policy": _policy_to_message(self.policy),
+            "keys": self.keys.to_json(),
+            "public_fds": self.public_fds,
+            "fleet_fds": self.fleet_fds,
+            "counters_fd": self.counters_fd,
+        }
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> "WorkerSettings":
+        """The inverse of ``to_message``."""
+        return cls(
+            policy=_policy_from_message(message["policy"]),
+            keys=KeyRing.from_json(message["keys"]),
+            public_fds=tuple(message["public_fds"]),
+            fleet_fds=tuple(message["fleet_fds"]),
+            counters_fd=message["counters_fd"],
+        )
+
+
+def _policy_to_message(policy: RelayPolicy) -> dict[str, Any]:
+    message = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    message["vips"] = [[str(vip.listen), str(vip.address)] for vip in policy.vips]
+    message["transceiver_networks"] = [str(network) for network in policy.transceiver_networks]
+    message["own_sockets"] = [str(address) for address in policy.own_sockets]
+    return message
+
+
+def _policy_from_message(message: dict[str, Any]) -> RelayPolicy:
+    parsed = dict(message)
+    parsed["vips"] = tuple(Vip(Address.parse(listen), Address.parse(vip)) for listen, vip in message["vips"])
+    parsed["transceiver_networks"] = tuple(map(ip_network, message["transceiver_networks"]))
+    parsed["own_sockets"] = frozenset(map(Address.parse, message["own_sockets"]))
+    return RelayPolicy(**parsed)

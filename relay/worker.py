@@ -1,0 +1,172 @@
+"""A relay worker: one process, one loop over its public, fleet and control sockets.
+
+Run by the supervisor as ``python -m relay.worker FD``, where FD is its control channel. It ends when the channel closes,
+and on SIGTERM after it has emptied its sockets.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from host.line_socket import LineSocket
+from relay.core.flow_table import Flow, FlowKey
+from relay.core.forwarding import RelayCore
+from relay.dataplane.counters import WorkerCounters
+from relay.dataplane.userspace import UserspaceDataPath
+from relay.settings import WorkerSettings
+from wire.address import Address
+from wire.admin import Message
+
+_TICK_S = 1.0
+# Flows a page; a page stays far below the longest line of a channel (wire.admin.MAX_LINE_BYTES).
+MAX_FLOWS_A_PAGE = 5000
+
+
+def _unix_s() -> float:
+    return time.clock_gettime(time.CLOCK_REALTIME)
+
+
+class Worker:
+    """Glue between the core, the data path and the supervisor."""
+
+    def __init__(self, settings: WorkerSettings, control: LineSocket) -> None:
+        self._control = control
+        self._core = RelayCore(settings.policy, settings.keys, unix_s=_unix_s())
+        self._counters = WorkerCounters(settings.counters_fd)
+        public = [socket.socket(fileno=fd) for fd in settings.public_fds]
+        fleet = [socket.socket(fileno=fd) for fd in settings.fleet_fds]
+        self._path = UserspaceDataPath(self._core, self._counters, public, fleet)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+        for sock in self._path.sockets:
+            self._selector.register(sock, selectors.EVENT_READ, sock)
+        # A signal that arrives while the loop sleeps must wake it.
+        self._wakeup, wakeup_writer = socket.socketpair()
+        wakeup_writer.setblocking(False)
+        self._wakeup_writer = wakeup_writer
+        signal.set_wakeup_fd(wakeup_writer.fileno())
+        self._selector.register(self._wakeup, selectors.EVENT_READ)
+        self._draining = False
+
+    def run(self) -> None:
+        """Serve until told to end."""
+        signal.signal(signal.SIGTERM, self._drain)
+        self._control.send({"event": "ready"})
+        control, next_tick = self._control, time.monotonic()
+        while not self._draining:
+            ready = self._selector.select(max(0.0, next_tick - time.monotonic()))
+            now = time.monotonic()
+            for key, _ in ready:
+                if key.data is not None:
+                    self._path.receive(key.data, now)
+                elif key.fileobj is control and not self._receive_control(now):
+                    return
+            self._tell_notices()
+            if now >= next_tick:
+                next_tick = now + _TICK_S
+                self._tick(now)
+        self._empty_sockets()
+
+    def _drain(self, signal_number: int, frame: object) -> None:
+        self._draining = True
+
+    def _empty_sockets(self) -> None:
+        now = time.monotonic()
+        for sock in self._path.sockets:
+            while self._path.receive(sock, now) and time.monotonic() - now < _TICK_S:
+                pass
+        self._tick(now)
+
+    def _tick(self, now: float) -> None:
+        self._core.handle_timer(now, _unix_s())
+        self._counters.add_events(self._core.events)
+        self._counters.set_flows(len(self._core.flows), self._core.flows.assured_count)
+        self._control.flush()
+
+    def _tell_notices(self) -> None:
+        while (notice := self._core.next_notice()) is not None:
+            event = "flow_ended" if notice.ended else "flow_assured"
+            self._control.send({"event": event, **flow_identity(notice.flow)})
+
+    def _receive_control(self, now: float) -> bool:
+        messages = self._control.receive()
+        if messages is None:
+            return False
+        for message in messages:
+            if message.get("event") == "adopt":
+                self._adopt(message["flows"], now)
+            elif "method" in message:
+                self._control.send({"id": message["id"], **self._answer(message, now)})
+        return True
+
+    def _answer(self, message: Message, now: float) -> Message:
+        if message["method"] == "ping":
+            return {"result": "pong"}
+        if message["method"] == "flows":
+            return {"result": self._list_flows(now, **message["params"])}
+        return {"error": f"no method {message['method']!r} in a worker"}
+
+    def _adopt(self, flows: list[dict[str, str]], now: float) -> None:
+        for flow in flows:
+            key = FlowKey(Address.parse(flow["client"]), Address.parse(flow["vip"]))
+            self._core.adopt(key, Address.parse(flow["transceiver"]), flow["server_ufrag"], now)
+
+    def _list_flows(self, now: float, limit: int, client: str | None = None) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = []
+        for flow in self._core.flows:
+            if len(listed) >= min(limit, MAX_FLOWS_A_PAGE):
+                break
+            description = _describe_flow(flow, now)
+            if client is None or client in (description["client"], str(flow.key.client.ip)):
+                listed.append(description)
+        return listed
+
+
+def flow_identity(flow: Flow) -> dict[str, str]:
+    """What another worker needs to go on with the flow."""
+    return {
+        "client": str(flow.key.client),
+        "vip": str(flow.key.vip),
+        "transceiver": str(flow.transceiver),
+        "server_ufrag": flow.server_ufrag,
+    }
+
+
+def _describe_flow(flow: Flow, now: float) -> dict[str, Any]:
+    return {
+        "client": str(flow.key.client),
+        "vip": str(flow.key.vip),
+        "transceiver": str(flow.transceiver),
+        "state": "assured" if flow.assured else "provisional",
+        "age_s": round(now - flow.created_at, 1),
+        "idle_s": round(now - flow.last_seen, 1),
+        "packets_up": flow.packets_up,
+        "bytes_up": flow.bytes_up,
+        "packets_down": flow.packets_down,
+        "bytes_down": flow.bytes_down,
+    }
+
+
+def main() -> None:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    control = LineSocket(sock)
+    messages: list[Message] | None = []
+    while messages == []:
+        messages = control.receive()
+    if messages is None:
+        return
+    sock.setblocking(False)
+    configure = messages[0]
+    if configure["core"] is not None:
+        os.sched_setaffinity(0, {configure["core"]})
+    Worker(WorkerSettings.from_message(configure["settings"]), control).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The echo backend: audio comes back, and so does every data channel message."""
+
+import asyncio
+import contextlib
+
+from aiortc import MediaStreamTrack, RTCDataChannel, RTCPeerConnection
+from aiortc.mediastreams import MediaStreamError
+from av.frame import Frame
+
+# 200 ms of 20 ms frames. aiortc's own queue of a remote track is unbounded, so it must always be drained.
+_MAX_FRAMES = 10
+# What a client that does not read may make us hold.
+_MAX_BUFFERED_BYTES = 1024 * 1024
+
+
+class _EchoTrack(MediaStreamTrack):
+    """Plays the frames that are put into it; the oldest gives way."""
+
+    kind = "audio"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frames: asyncio.Queue[Frame] = asyncio.Queue(_MAX_FRAMES)
+
+    def put(self, frame: Frame) -> None:
+        """Add a frame."""
+        if self._frames.full():
+            self._frames.get_nowait()
+        self._frames.put_nowait(frame)
+
+    async def recv(self) -> Frame:
+        """The next frame, when there is one."""
+        if self.readyState != "live":
+            raise MediaStreamError
+        return await self._frames.get()
+
+
+class EchoBackend:
+    """Echoes the first audio track and every data channel; drains every other track."""
+
+    def __init__(self) -> None:
+        self._echo = _EchoTrack()
+        self._pumps: list[asyncio.Task[None]] = []
+
+    def attach(self, peer: RTCPeerConnection) -> None:
+        """See Backend."""
+        peer.addTrack(self._echo)
+        peer.on("track", self._receive_track)
+        peer.on("datachannel", self._receive_channel)
+
+    async def close(self) -> None:
+        """See Backend."""
+        self._echo.stop()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    def _receive_track(self, track: MediaStreamTrack) -> None:
+        echo = self._echo if track.kind == "audio" and not self._pumps else None
+        self._pumps.append(asyncio.create_task(self._pump(track, echo)))
+
+    async def _pump(self, track: MediaStreamTrack, echo: _EchoTrack | None) -> None:
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                frame = await track.recv()
+                if echo is not None and isinstance(frame, Frame):
+                    echo.put(frame)
+
+    def _receive_channel(self, channel: RTCDataChannel) -> None:
+        def echo(message: str | bytes) -> None:
+            if channel.bufferedAmount < _MAX_BUFFERED_BYTES:
+                channel.send(message)
+
+        channel.on("message", echo)

@@ -1,0 +1,89 @@
+"""A transceiver host's configuration: the ``[transceiver]`` table, checked once."""
+
+import ssl
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Self
+
+from host.config_table import ConfigTable
+from host.errors import ConfigError
+from wire.address import Address
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransceiverConfig:
+    """Settings of the transceivers on one host.
+
+    processes: each has one UDP socket and one event loop.
+    listen: base address; process N takes port + N, or any free port where the port is 0. Relays must reach it.
+    relay_networks: where SPP is accepted from.
+    http: the signaling port that all processes share.
+    tls_cert, tls_key: PEM files; without them and beyond loopback, ``insecure`` must say that TLS ends elsewhere.
+    bearer_token_file: its token is asked for beyond loopback, or wherever this is set.
+    origins: web origins other than our own whose pages may call.
+    requests_per_s, request_burst: signaling requests that one address may make.
+    max_sessions: of each process.
+    """
+
+    processes: int
+    listen: Address
+    relay_networks: tuple[IPv4Network | IPv6Network, ...]
+    http: Address
+    tls_cert: Path | None
+    tls_key: Path | None
+    insecure: bool
+    bearer_token_file: Path | None
+    origins: tuple[str, ...]
+    requests_per_s: float
+    request_burst: int
+    max_sessions: int
+
+    @classmethod
+    def from_table(cls, table: ConfigTable, default_token_file: Path) -> Self:
+        """Take the ``[transceiver]`` table apart. Raises ConfigError."""
+        http = table.take_address("http", "127.0.0.1:8080")
+        config = cls(
+            processes=table.take_int("processes", 2, low=1, high=256),
+            listen=table.take_address("listen", "127.0.0.1:0"),
+            relay_networks=table.take_networks("relay_networks", ["127.0.0.0/8", "::1/128"]),
+            http=http,
+            tls_cert=table.take_path("tls_cert", None),
+            tls_key=table.take_path("tls_key", None),
+            insecure=table.take("insecure", bool, False),
+            bearer_token_file=table.take_path(
+                "bearer_token_file", None if http.ip.is_loopback else default_token_file
+            ),
+            origins=table.take_strings("origins"),
+            requests_per_s=table.take("requests_per_s", float, 20.0),
+            request_burst=table.take_int("request_burst", 100, low=1, high=100_000),
+            max_sessions=table.take_int("max_sessions", 200, low=1, high=100_000),
+        )
+        table.finish()
+        config._check(table)
+        return config
+
+    def _check(self, table: ConfigTable) -> None:
+        if self.listen.port and self.listen.port + self.processes - 1 > 65535:
+            raise ConfigError(
+                table.field("listen"), f"{self.listen} leaves no port for each of {self.processes} processes"
+            )
+        if self.requests_per_s <= 0:
+            raise ConfigError(table.field("requests_per_s"), "needs to be above 0")
+        if not all("://" in origin for origin in self.origins):
+            raise ConfigError(table.field("origins"), "needs web origins, as https://app.example.org")
+        if self.tls_cert is not None:
+            self._check_tls(table, self.tls_cert)
+        elif not self.http.ip.is_loopback and not self.insecure:
+            raise ConfigError(
+                table.field("http"),
+                f"{self.http} is beyond loopback: set tls_cert and tls_key, or --insecure if TLS ends at a proxy before it",
+            )
+
+    def _check_tls(self, table: ConfigTable, certificate: Path) -> None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, self.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                table.field("tls_cert"), f"cannot load {certificate} with its key ({error})"
+            ) from None

@@ -1,0 +1,65 @@
+"""Checks an SDP offer before aiortc sees it: what a relayed session needs, and bounds on what is parsed."""
+
+from aiortc.sdp import SessionDescription
+
+# Chromium's offer for one audio track and a data channel has about 6 KB; with video about 12 KB.
+MAX_SDP_BYTES = 64 * 1024
+_MAX_LINES = 2000
+_MAX_MEDIA = 16
+_AUDIO_CODECS = {"audio/opus", "audio/g722", "audio/pcmu", "audio/pcma"}
+
+
+class OfferError(ValueError):
+    """An offer that cannot be answered; the message tells the client's developer what to change.
+
+    ``status`` is the HTTP status: 400 for what is no SDP, 422 for SDP that lacks something.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def check_offer_untrusted(sdp: str) -> None:
+    """Raise OfferError unless the offer can be answered on one bundled, multiplexed, encrypted transport."""
+    if len(sdp) > MAX_SDP_BYTES or sdp.count("\n") > _MAX_LINES or sdp.count("\nm=") > _MAX_MEDIA:
+        raise OfferError(
+            400, f"offer exceeds {MAX_SDP_BYTES} bytes, {_MAX_LINES} lines or {_MAX_MEDIA} media sections"
+        )
+    try:
+        offer = SessionDescription.parse(sdp)
+    except Exception as error:  # noqa: BLE001  # aiortc's parser raises whatever a bad line makes it trip over
+        raise OfferError(400, f"body is not SDP ({type(error).__name__}: {error})") from None
+    audio = [media for media in offer.media if media.kind == "audio"]
+    if not audio:
+        raise OfferError(422, "offer has no audio section (m=audio); add an audio track or transceiver")
+    if not any(codec.mimeType.lower() in _AUDIO_CODECS for codec in audio[0].rtp.codecs):
+        raise OfferError(422, f"audio section offers none of {', '.join(sorted(_AUDIO_CODECS))}")
+    for media in offer.media:
+        if media.kind not in ("audio", "video", "application"):
+            raise OfferError(422, f"media section {media.kind!r} is not supported")
+        if media.ice is None or not media.ice.usernameFragment or not media.ice.password:
+            raise OfferError(422, f"{media.kind} section has no ICE credentials (a=ice-ufrag, a=ice-pwd)")
+        if media.dtls is None or not media.dtls.fingerprints:
+            raise OfferError(
+                422, f"{media.kind} section has no DTLS certificate (a=fingerprint); plain RTP is refused"
+            )
+        if media.kind != "application" and not media.rtcp_mux:
+            raise OfferError(422, f"{media.kind} section lacks a=rtcp-mux; set rtcpMuxPolicy to 'require'")
+    _check_bundle(offer)
+
+
+def _check_bundle(offer: SessionDescription) -> None:
+    mids = [media.rtp.muxId for media in offer.media]
+    if not all(mids) or len(set(mids)) != len(mids):
+        raise OfferError(422, "each media section needs a=mid of its own")
+    bundled = {str(mid) for group in offer.group if group.semantic == "BUNDLE" for mid in group.items}
+    missing = [mid for mid in mids if mid not in bundled]
+    if missing:
+        raise OfferError(
+            422,
+            f"media sections {', '.join(missing)} are not in a=group:BUNDLE; set bundlePolicy to 'max-bundle'",
+        )
+    transports = {(media.ice.usernameFragment, media.ice.password) for media in offer.media if media.ice}
+    if len(transports) > 1:
+        raise OfferError(422, "bundled media sections have different ICE credentials (RFC 9143 section 7.2)")

@@ -1,0 +1,134 @@
+"""A transceiver process: one UDP socket, its sessions, and its share of the HTTP port.
+
+Run by the supervisor as ``python -m transceiver.process FD``, where FD is its control channel. It ends when the channel
+closes, and on SIGTERM after it has ended its calls.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import ssl
+import sys
+import time
+from typing import Any
+
+from aiohttp import web
+
+from host.channel import STREAM_LIMIT, Channel, ChannelError
+from host.log import configure_logging
+from transceiver.backend.echo import EchoBackend
+from transceiver.hub import Hub, HubSettings
+from transceiver.mux import Mux
+from transceiver.settings import TransceiverSettings
+from transceiver.signaling.app import Signaling, SignalingSettings
+from wire.admin import decode_message_untrusted
+
+logger = logging.getLogger(__name__)
+
+# Connections that one wake-up of the loop may accept: all processes share the listening socket, and the least busy one
+# should get the next call.
+_ACCEPT_BATCH = 1
+_LISTEN_BACKLOG = 512
+
+
+class TransceiverProcess:
+    """Glue between the hub, the mux, signaling and the supervisor."""
+
+    def __init__(self, settings: TransceiverSettings) -> None:
+        self._settings = settings
+        self._mux = Mux(socket.socket(fileno=settings.udp_fd), settings.relay_networks, time.monotonic)
+        self._hub = Hub(
+            HubSettings(
+                address=settings.address,
+                internal_http=settings.internal_http,
+                vips=settings.vips,
+                cluster_id=settings.cluster_id,
+                max_sessions=settings.max_sessions,
+            ),
+            settings.keys,
+            self._mux,
+            EchoBackend,
+        )
+        self._signaling = Signaling(
+            self._hub,
+            settings.keys,
+            SignalingSettings(
+                bearer_token=settings.bearer_token,
+                origins=settings.origins,
+                requests_per_s=settings.requests_per_s,
+                request_burst=settings.request_burst,
+            ),
+        )
+        self._ending = asyncio.Event()
+
+    async def run(self, channel: Channel) -> None:
+        """Serve until SIGTERM or until the channel closes."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ending.set)
+        serving = asyncio.create_task(channel.run())
+        serving.add_done_callback(lambda task: self._ending.set())
+        self._mux.start()
+        sweeping = asyncio.create_task(self._hub.sweep())
+        runners = [
+            await self._serve_http(self._signaling.public_app(), self._settings.http_fd, self._tls()),
+            await self._serve_http(self._signaling.internal_app(), self._settings.internal_http_fd, None),
+        ]
+        channel.send_event("ready")
+        await self._ending.wait()
+        self._hub.draining = True
+        sweeping.cancel()
+        await self._hub.close_all("shut down")
+        for runner in runners:
+            await runner.cleanup()
+        self._mux.stop()
+        channel.close()
+        await serving
+
+    async def answer(self, method: str, params: dict[str, Any]) -> Any:
+        """Requests of the supervisor."""
+        match method:
+            case "ping":
+                return "pong"
+            case "status":
+                return self._hub.describe()
+            case "sessions":
+                return self._hub.describe_sessions()
+            case "drain":
+                self._hub.draining = True
+                return len(self._hub)
+        raise ChannelError(f"no method {method!r} in a transceiver")
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if not self._settings.tls_cert:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self._settings.tls_cert, self._settings.tls_key or None)
+        return context
+
+    async def _serve_http(self, app: web.Application, fd: int, tls: ssl.SSLContext | None) -> web.AppRunner:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        listener = socket.socket(fileno=fd)
+        await web.SockSite(runner, listener, ssl_context=tls, backlog=_ACCEPT_BATCH).start()
+        listener.listen(_LISTEN_BACKLOG)
+        return runner
+
+
+async def _main(control_fd: int) -> None:
+    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=control_fd), limit=STREAM_LIMIT)
+    line = await reader.readline()
+    if not line:
+        return
+    process = TransceiverProcess(TransceiverSettings.from_message(decode_message_untrusted(line)["settings"]))
+    await process.run(Channel(reader, writer, on_request=process.answer))
+
+
+def main() -> None:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    configure_logging()
+    asyncio.run(_main(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

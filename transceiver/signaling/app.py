@@ -1,0 +1,211 @@
+"""The HTTP applications of a transceiver process: the public one and the one for its siblings."""
+
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from transceiver.hub import Hub
+from transceiver.offer import MAX_SDP_BYTES
+from transceiver.signaling.errors import SignalingError
+from transceiver.signaling.limits import RateLimit
+from transceiver.signaling.resources import INTERNAL_HEADER, SDP, SDP_FRAGMENT, Answer, SessionResources
+from transceiver.signaling.websocket import serve_websocket
+from wire.keys import KeyRing
+
+logger = logging.getLogger(__name__)
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_PAGE_POLICY = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_SESSION_METHODS = "PATCH, DELETE, OPTIONS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalingSettings:
+    """bearer_token: asked of every request that makes or changes a session; empty: none.
+
+    origins: web origins other than our own whose pages may call (CORS).
+    """
+
+    bearer_token: str
+    origins: tuple[str, ...]
+    requests_per_s: float
+    request_burst: int
+
+
+class Signaling:
+    """Handlers of both applications."""
+
+    def __init__(self, hub: Hub, keys: KeyRing, settings: SignalingSettings) -> None:
+        self._hub = hub
+        self._keys = keys
+        self._settings = settings
+        self._limit = RateLimit(per_s=settings.requests_per_s, burst=settings.request_burst)
+        self._resources = SessionResources(hub, keys)
+
+    def public_app(self) -> web.Application:
+        """What clients reach: WHIP, WebSocket, page, health."""
+        app = web.Application(client_max_size=MAX_SDP_BYTES, middlewares=[self._render_errors, self._guard])
+        page = Path(str(files("transceiver") / "page"))
+        app.router.add_get("/", self._page, allow_head=True)
+        app.router.add_static("/page/", page)
+        app.router.add_get("/healthz", self._health)
+        app.router.add_post("/whip", self._create)
+        app.router.add_options("/whip", self._options)
+        app.router.add_get("/ws", self._websocket)
+        self._add_sessions(app)
+        app.on_response_prepare.append(self._add_headers)
+        app.on_cleanup.append(self._cleanup)
+        return app
+
+    def internal_app(self) -> web.Application:
+        """What the other transceiver processes reach: session resources, with the fleet's own credential."""
+        app = web.Application(
+            client_max_size=MAX_SDP_BYTES, middlewares=[self._render_errors, self._guard_internal]
+        )
+        self._add_sessions(app)
+        return app
+
+    def _add_sessions(self, app: web.Application) -> None:
+        app.router.add_patch("/whip/sessions/{token}", self._change)
+        app.router.add_delete("/whip/sessions/{token}", self._delete)
+        app.router.add_options("/whip/sessions/{token}", self._options)
+
+    # handlers
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(Path(str(files("transceiver") / "page" / "index.html")))
+
+    async def _health(self, request: web.Request) -> web.Response:
+        if self._hub.draining:
+            return web.Response(status=503, text="draining\n")
+        return web.Response(text="ok\n")
+
+    async def _create(self, request: web.Request) -> web.Response:
+        _require_content_type(request, SDP)
+        token, answer = await self._resources.create(await request.text())
+        response = _response(answer)
+        response.headers["Location"] = f"/whip/sessions/{token}"
+        return response
+
+    async def _change(self, request: web.Request) -> web.Response:
+        _require_content_type(request, SDP_FRAGMENT)
+        fragment = await request.text()
+        return _response(
+            await self._resources.change(
+                request.match_info["token"], request.headers.get("If-Match"), fragment
+            )
+        )
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        return _response(await self._resources.delete(request.match_info["token"]))
+
+    async def _options(self, request: web.Request) -> web.Response:
+        # https://www.rfc-editor.org/rfc/rfc9725#section-4.2: Accept-Post tells what may be posted
+        if request.match_info.get("token"):
+            return web.Response(status=204, headers={"Allow": _SESSION_METHODS, "Accept-Patch": SDP_FRAGMENT})
+        return web.Response(status=204, headers={"Allow": "POST, OPTIONS", "Accept-Post": SDP})
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        return await serve_websocket(request, self._resources, self._require_rate)
+
+    async def _cleanup(self, app: web.Application) -> None:
+        await self._resources.close()
+
+    # what every request passes
+
+    @web.middleware
+    async def _render_errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except SignalingError as error:
+            return web.Response(status=error.status, text=f"{error}\n", headers=error.headers)
+        except web.HTTPRequestEntityTooLarge:
+            return web.Response(status=413, text=f"body exceeds {MAX_SDP_BYTES} bytes; no SDP is that long\n")
+        except (UnicodeDecodeError, LookupError):
+            return web.Response(status=400, text="body is not UTF-8 text\n")
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        self._require_origin(request)
+        if request.method in ("POST", "PATCH", "DELETE") or request.path == "/ws":
+            self._require_rate(request)
+            self._require_bearer(request)
+        return await handler(request)
+
+    @web.middleware
+    async def _guard_internal(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        shown = request.headers.get(INTERNAL_HEADER, "")
+        if not any(
+            hmac.compare_digest(shown.encode(), known.encode()) for known in self._keys.internal_http()
+        ):
+            raise SignalingError(403, "internal listener")
+        return await handler(request)
+
+    def _require_origin(self, request: web.Request) -> None:
+        origin = request.headers.get("Origin")
+        if origin and origin not in self._settings.origins and urlsplit(origin).netloc != request.host:
+            raise SignalingError(403, f"pages of {origin} may not call; add it to transceiver.origins")
+
+    def _require_rate(self, request: web.Request) -> None:
+        wait_s = self._limit.take(request.remote or "0.0.0.0", time.monotonic())
+        if wait_s:
+            raise SignalingError(429, "too many requests", {"Retry-After": str(int(wait_s) + 1)})
+
+    def _require_bearer(self, request: web.Request) -> None:
+        wanted = self._settings.bearer_token
+        scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
+        if request.path == "/ws" and not shown:
+            # A browser's WebSocket cannot set headers: the token comes as a second subprotocol.
+            scheme, shown = "bearer", _subprotocol_token(request)
+        if wanted and not (
+            scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), wanted.encode())
+        ):
+            raise SignalingError(
+                401, "a bearer token is needed (Authorization: Bearer TOKEN)", {"WWW-Authenticate": "Bearer"}
+            )
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        if request.path == "/" or request.path.startswith("/page/"):
+            response.headers.update(_PAGE_POLICY)
+        origin = request.headers.get("Origin")
+        if origin and origin in self._settings.origins:
+            response.headers.update(
+                {
+                    "Access-Control-Allow-Origin": origin,
+                    "Access-Control-Allow-Methods": "POST, PATCH, DELETE, OPTIONS",
+                    "Access-Control-Allow-Headers": "Authorization, Content-Type, If-Match",
+                    "Access-Control-Expose-Headers": "Location, ETag, Retry-After",
+                    "Vary": "Origin",
+                }
+            )
+
+
+def _subprotocol_token(request: web.Request) -> str:
+    protocols = [p.strip() for p in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+    return next((p.removeprefix("bearer.") for p in protocols if p.startswith("bearer.")), "")
+
+
+def _require_content_type(request: web.Request, wanted: str) -> None:
+    if request.content_type != wanted:
+        raise SignalingError(415, f"Content-Type is {request.content_type}, not {wanted}", {"Accept": wanted})
+
+
+def _response(answer: Answer) -> web.Response:
+    if not answer.body:
+        return web.Response(status=answer.status, headers=answer.headers)
+    return web.Response(
+        status=answer.status, text=answer.body, content_type=answer.content_type, headers=answer.headers
+    )
