@@ -96,9 +96,7 @@ def start(
 )
 def stop(state_dir: StateDir, drain_s: float | None) -> None:
     """Stop the supervisor and every process of it."""
-    stopping = ask(state_dir, "stop", drain_s=drain_s)
-    _wait_until_stopped(state_dir, stopping["drain_s"] + _STOP_MARGIN_S)
-    click.echo(f"stopped (pid {stopping['pid']})")
+    click.echo(f"stopped (pid {stop_background(state_dir, drain_s)})")
 
 
 @cli.command()
@@ -113,11 +111,9 @@ def restart(state_dir: StateDir, drain_s: float | None) -> None:
     except (OSError, ValueError):
         raise NotRunningError(f"nothing was ever started in {state_dir.path}; use `relayctl start`") from None
     try:
-        stopping = ask(state_dir, "stop", drain_s=drain_s)
+        stop_background(state_dir, drain_s)
     except NotRunningError:
         click.echo("was not running")
-    else:
-        _wait_until_stopped(state_dir, stopping["drain_s"] + _STOP_MARGIN_S)
     _start_daemon(state_dir, arguments)
 
 
@@ -197,6 +193,16 @@ def _daemon_arguments(config_path: Path | None, role: str, flags: dict[str, Any]
 
 
 def _start_daemon(state_dir: StateDir, arguments: list[str]) -> None:
+    pid = start_background(state_dir, arguments)
+    _launch_file(state_dir).write_text(json.dumps(arguments))
+    click.echo(f"started (pid {pid}), log in {state_dir.log_file}")
+
+
+def start_background(state_dir: StateDir, arguments: list[str]) -> int:
+    """Start a supervisor with these arguments of ``start`` and wait until it is up; returns its pid.
+
+    Ends this command with the supervisor's message and exit code if it did not come up.
+    """
     state_dir.create()
     reader, writer = os.pipe()
     command = [
@@ -222,17 +228,22 @@ def _start_daemon(state_dir: StateDir, arguments: list[str]) -> None:
     os.close(writer)
     with open(reader, "rb") as ready:
         said = ready.read()
-    if not said:
-        child.wait(timeout=_START_TIMEOUT_S)
-        raise OperatorError(
-            f"did not start (exit code {child.returncode}); its last words are in {state_dir.log_file}"
-        )
-    outcome = json.loads(said)
-    if "error" in outcome:
-        click.echo(f"relayctl: {outcome['error']}", err=True)
-        sys.exit(outcome.get("exit_code", EXIT_FAILED))
-    _launch_file(state_dir).write_text(json.dumps(arguments))
-    click.echo(f"started (pid {outcome['pid']}), log in {state_dir.log_file}")
+    outcome = json.loads(said) if said else {}
+    if "pid" in outcome:
+        return int(outcome["pid"])
+    child.wait(timeout=_START_TIMEOUT_S)
+    message = outcome.get(
+        "error", f"did not start (exit code {child.returncode}); its last words are in {state_dir.log_file}"
+    )
+    click.echo(f"relayctl: {message}", err=True)
+    sys.exit(outcome.get("exit_code", EXIT_FAILED))
+
+
+def stop_background(state_dir: StateDir, drain_s: float | None = None) -> int:
+    """Stop the supervisor of a state directory and wait until it has ended; returns its pid."""
+    stopping = ask(state_dir, "stop", drain_s=drain_s)
+    _wait_until_stopped(state_dir, stopping["drain_s"] + _STOP_MARGIN_S)
+    return int(stopping["pid"])
 
 
 def _launch_file(state_dir: StateDir) -> Path:

@@ -34,21 +34,23 @@ def probe(url: str, duration: float, token: str, insecure: bool, max_loss: float
     5 if it could not be set up, no audio came back, or more packets were lost than --max-loss.
     """
     try:
-        report = asyncio.run(_call(url, duration, token, insecure, show_progress=not as_json))
+        report = asyncio.run(place_call(url, duration, token, insecure=insecure, show_progress=not as_json))
     except CallError as error:
         click.echo(f"relayctl: {error}", err=True)
         sys.exit(EXIT_CALL_FAILED)
     if as_json:
         print_json(report.to_json())
     else:
-        _print(report)
-    problem = _find_problem(report, max_loss)
+        print_report(report)
+    problem = find_problem(report, max_loss)
     if problem:
         click.echo(f"relayctl: {problem}", err=True)
         sys.exit(EXIT_CALL_FAILED)
 
 
-async def _call(url: str, duration: float, token: str, insecure: bool, *, show_progress: bool) -> CallReport:
+async def place_call(
+    url: str, duration: float, token: str, *, insecure: bool, show_progress: bool
+) -> CallReport:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(
@@ -64,7 +66,8 @@ async def _call(url: str, duration: float, token: str, insecure: bool, *, show_p
             return await call.report()
 
 
-def _find_problem(report: CallReport, max_loss: float) -> str | None:
+def find_problem(report: CallReport, max_loss: float) -> str | None:
+    """What is wrong with a finished call, or None; ``max_loss`` is in percent of packets."""
     if not report.heard:
         return "the echo carried no tone"
     packets = report.uplink.get("sent", 0) + report.downlink.get("received", 0)
@@ -74,7 +77,8 @@ def _find_problem(report: CallReport, max_loss: float) -> str | None:
     return None
 
 
-def _print(report: CallReport) -> None:
+def print_report(report: CallReport) -> None:
+    """The report for people."""
     click.echo(f"call      {report.session_url}")
     click.echo(f"vip       {', '.join(report.vips)} (the only remote candidates)")
     click.echo("setup     ms since the POST")

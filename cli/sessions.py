@@ -10,14 +10,25 @@ from host.state_dir import StateDir
 @state_dir_option
 @json_option
 def sessions(state_dir: StateDir, as_json: bool) -> None:
-    """List sessions: state, selected client address, path moves, setup time."""
+    """List sessions: state, selected client address, path moves, longest silence of the client, setup time."""
     listed = ask(state_dir, "sessions")
     if as_json:
         print_json(listed)
         return
     print_table(
         f"{len(listed)} sessions",
-        ("session", "transceiver", "state", "age", "client", "vip", "paths", "moves", "connected after"),
+        (
+            "session",
+            "transceiver",
+            "state",
+            "age",
+            "client",
+            "vip",
+            "paths",
+            "moves",
+            "longest gap",
+            "connected after",
+        ),
         (
             (
                 session["session"],
@@ -28,6 +39,7 @@ def sessions(state_dir: StateDir, as_json: bool) -> None:
                 session["vip"],
                 session["paths"],
                 session["moves"],
+                f"{session['longest_gap_ms']:.0f} ms",
                 f"{session['phases_s']['connected'] * 1000:.0f} ms"
                 if "connected" in session["phases_s"]
                 else None,

@@ -54,6 +54,7 @@ class ProcessSpec:
 
     core: the CPU that the process is pinned to, or None.
     settings: called at each start, so that a restarted process gets what is true then.
+    handover: called right after the settings are sent, to send what its predecessor left.
     on_event: what the process says by itself.
     """
 
@@ -61,7 +62,7 @@ class ProcessSpec:
     module: str
     fds: tuple[int, ...]
     settings: Callable[[], dict[str, Any]]
-    on_ready: Callable[["Process"], None] = field(default=lambda process: None)
+    handover: Callable[[Channel], None] = field(default=lambda channel: None)
     on_event: Callable[[Message], None] = field(default=lambda message: None)
     core: int | None = None
 
@@ -123,11 +124,6 @@ class Process:
             raise ChannelError(f"{self.spec.name} is not running")
         return await self._channel.request(method, timeout_s=timeout_s, **params)
 
-    def send_event(self, event: str, **fields: Any) -> None:
-        """Tell the process something, if it lives."""
-        if self._channel is not None:
-            self._channel.send_event(event, **fields)
-
     def describe(self) -> dict[str, Any]:
         """State for ``status``. ``cpu_percent`` is of one core, since the last call."""
         description: dict[str, Any] = {
@@ -180,6 +176,7 @@ class Process:
         reader, writer = await asyncio.open_connection(sock=ours, limit=STREAM_LIMIT)
         self._channel = Channel(reader, writer, on_event=self._receive_event)
         self._channel.send_event("configure", settings=self.spec.settings(), core=self.spec.core)
+        self.spec.handover(self._channel)
         serving = asyncio.create_task(self._channel.run())
         watching = asyncio.create_task(self._watch())
         try:
@@ -195,7 +192,6 @@ class Process:
         if message["event"] == "ready":
             self.state = ProcessState.READY
             self._ready.set()
-            self.spec.on_ready(self)
         else:
             self.spec.on_event(message)
 

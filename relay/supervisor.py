@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from host.channel import ChannelError
+from host.channel import Channel, ChannelError
 from host.process import Process, ProcessSpec
 from host.sockets import bind_udp, bound_address, check_free_udp
 from host.supervisor import AdminMethod
@@ -166,10 +166,11 @@ class RelayService:
                 counters_fd=slot.counters_fd,
             ).to_message()
 
-        def hand_on_flows(process: Process) -> None:
+        def hand_on_flows(channel: Channel) -> None:
             flows = list(slot.flows.values())
             for start in range(0, len(flows), _FLOWS_A_MESSAGE):
-                process.send_event("adopt", flows=flows[start : start + _FLOWS_A_MESSAGE])
+                channel.send_event("adopt", flows=flows[start : start + _FLOWS_A_MESSAGE])
+            channel.send_event("serve")
 
         def remember_flow(message: Message) -> None:
             key = (message["client"], message["vip"])
@@ -186,6 +187,6 @@ class RelayService:
             fds=slot.fds,
             core=slot.core,
             settings=settings,
-            on_ready=hand_on_flows,
+            handover=hand_on_flows,
             on_event=remember_flow,
         )

@@ -1,7 +1,8 @@
 """A relay worker: one process, one loop over its public, fleet and control sockets.
 
-Run by the supervisor as ``python -m relay.worker FD``, where FD is its control channel. It ends when the channel closes,
-and on SIGTERM after it has emptied its sockets.
+Run by the supervisor as ``python -m relay.worker FD``, where FD is its control channel: settings come on it, then the flows
+of the worker before this one, then the word to serve. It ends when the channel closes, and on SIGTERM after it has
+emptied its sockets.
 """
 
 import os
@@ -52,6 +53,13 @@ class Worker:
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._draining = False
 
+    def adopt(self, flows: list[dict[str, str]]) -> None:
+        """Go on with the flows of the worker before this one; before ``run``, so that no packet meets an empty table."""
+        now = time.monotonic()
+        for flow in flows:
+            key = FlowKey(Address.parse(flow["client"]), Address.parse(flow["vip"]))
+            self._core.adopt(key, Address.parse(flow["transceiver"]), flow["server_ufrag"], now)
+
     def run(self) -> None:
         """Serve until told to end."""
         signal.signal(signal.SIGTERM, self._drain)
@@ -97,9 +105,7 @@ class Worker:
         if messages is None:
             return False
         for message in messages:
-            if message.get("event") == "adopt":
-                self._adopt(message["flows"], now)
-            elif "method" in message:
+            if "method" in message:
                 self._control.send({"id": message["id"], **self._answer(message, now)})
         return True
 
@@ -109,11 +115,6 @@ class Worker:
         if message["method"] == "flows":
             return {"result": self._list_flows(now, **message["params"])}
         return {"error": f"no method {message['method']!r} in a worker"}
-
-    def _adopt(self, flows: list[dict[str, str]], now: float) -> None:
-        for flow in flows:
-            key = FlowKey(Address.parse(flow["client"]), Address.parse(flow["vip"]))
-            self._core.adopt(key, Address.parse(flow["transceiver"]), flow["server_ufrag"], now)
 
     def _list_flows(self, now: float, limit: int, client: str | None = None) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = []
@@ -156,16 +157,20 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sock = socket.socket(fileno=int(sys.argv[1]))
     control = LineSocket(sock)
-    messages: list[Message] | None = []
-    while messages == []:
-        messages = control.receive()
-    if messages is None:
-        return
-    sock.setblocking(False)
-    configure = messages[0]
-    if configure["core"] is not None:
-        os.sched_setaffinity(0, {configure["core"]})
-    Worker(WorkerSettings.from_message(configure["settings"]), control).run()
+    worker: Worker | None = None
+    while (messages := control.receive()) is not None:
+        for message in messages:
+            match message:
+                case {"event": "configure"}:
+                    if message["core"] is not None:
+                        os.sched_setaffinity(0, {message["core"]})
+                    worker = Worker(WorkerSettings.from_message(message["settings"]), control)
+                case {"event": "adopt"} if worker is not None:
+                    worker.adopt(message["flows"])
+                case {"event": "serve"} if worker is not None:
+                    sock.setblocking(False)
+                    worker.run()
+                    return
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ class IceLiteAgent:
         self.handshake_done = False
         self.selected: Path | None = None
         self.moves = 0
+        self.longest_gap_s = 0.0
         self._credentials = {credential.server_ufrag: _Live(credential)}
         self._current = credential
         self._paths: dict[Path, _PathState] = {}
@@ -120,6 +121,7 @@ class IceLiteAgent:
         self._dtls_sent_at = float("-inf")
         self._media_interval_s = float("inf")
         self._highest_record = -1
+        self._authenticated_at = float("inf")
 
     @property
     def credential(self) -> Credential:
@@ -232,6 +234,8 @@ class IceLiteAgent:
         state.proven = True
         if newest or path == self.selected:
             state.relay = relay
+        self.longest_gap_s = max(self.longest_gap_s, now - self._authenticated_at)
+        self._authenticated_at = now
         if path == self.selected:
             self._media_interval_s = now - state.authenticated_at
         elif newest and self.handshake_done:

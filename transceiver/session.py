@@ -106,6 +106,7 @@ class Session:
             "vip": str(selected.vip) if selected else None,
             "paths": len(self.agent.paths),
             "moves": self.agent.moves,
+            "longest_gap_ms": round(self.agent.longest_gap_s * 1000, 1),
             "phases_s": self.phases,
             "counters": dict(self.counters),
         }

@@ -130,6 +130,7 @@ function clearFigures() {
   lastStats = null;
   showStats({});
   for (const id of ["rtt-current", "rtt-median", "rtt-p99"]) setNumber(id, null);
+  byId("rtt-current").toggleAttribute("data-stale", true);
   setNumber("echoes", 0);
   byId("duration").textContent = "";
   byId("setup-summary").textContent = "time zero is the POST";

@@ -113,25 +113,31 @@ export class Call {
     const state = this.pc.iceConnectionState;
     if (state === "connected" || state === "completed") this.#mark("ice");
     if (state === "disconnected") this.#events.onState("reconnecting");
-    if (state === "failed") this.#onIceFailed();
   }
 
   #onConnectionState() {
-    if (this.pc.connectionState === "connected") {
-      clearTimeout(this.#deadline);
-      this.#restarted = false;
-      this.#mark("dtls");
-      this.#events.onState("connected");
-    } else if (this.pc.sctp?.transport.state === "failed") {
-      this.#fail(new Failure("The DTLS handshake failed", "Start again; the browser's webrtc-internals page tells more."));
+    if (this.pc.connectionState === "connected") this.#onConnected();
+    // Chromium can leave iceConnectionState at "disconnected" when ICE has failed: only this state is sure.
+    if (this.pc.connectionState === "failed") this.#onConnectionFailed();
+  }
+
+  #onConnected() {
+    clearTimeout(this.#deadline);
+    this.#restarted = false;
+    this.#mark("dtls");
+    this.#events.onState("connected");
+  }
+
+  #onConnectionFailed() {
+    if (this.pc.sctp?.transport.state === "failed") {
+      this.#fail(new Failure("The DTLS handshake failed", "Start again; the browser's WebRTC log tells more."));
+    } else if (!this.#restarted) {
+      this.#restartIce();
     }
   }
 
-  async #onIceFailed() {
-    if (this.#restarted) {
-      this.#fail(noPath());
-      return;
-    }
+  /** Once an outage. From here the deadline decides: Chromium reports "failed" again while the new pairs form. */
+  async #restartIce() {
     this.#restarted = true;
     this.#events.onState("reconnecting");
     this.#startDeadline();

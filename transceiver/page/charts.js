@@ -3,6 +3,7 @@ const MIN_SPAN_MS = 15_000;
 const GAP_MS = 1_000;
 const FONT = "11px system-ui, sans-serif";
 const LABEL_PX = 18;
+const LAST_LABEL = 0.94; // of the axis: beyond it a label would touch the next column
 const AXIS_STEPS = [1, 2, 5, 10];
 const SCALE_TOPS = [1, 1.5, 2, 3, 4, 6, 8, 10];
 
@@ -32,8 +33,9 @@ export class Sparkline {
     const x = (at) => width - 6 - ((now - at) / spanMs) * (width - 6);
     const y = (rtt) => bottom - (rtt / top) * (bottom - LABEL_PX);
 
-    drawGrid(this.#context, { width, bottom, y, top, spanMs, colors });
+    drawGrid(this.#context, { width, y, top, colors });
     if (samples.length === 0) return;
+    drawLabels(this.#context, { width, bottom, y, top, spanMs, colors });
     drawRuns(this.#context, { samples, x, y, bottom, colors });
     drawMedian(this.#context, { y: y(median), width, colors });
     drawHead(this.#context, { x: x(samples.at(-1).at), y: y(samples.at(-1).rtt), colors });
@@ -77,7 +79,7 @@ function drawPhase(row, marks, total) {
 
 function drawAxis(table, total) {
   const step = total === undefined ? undefined : niceCeiling(total / 5, AXIS_STEPS);
-  const count = step === undefined ? 0 : Math.floor(total / step) + 1;
+  const count = step === undefined ? 0 : Math.floor((total * LAST_LABEL) / step) + 1;
   const labels = Array.from({ length: count }, (_, index) => {
     const label = document.createElement("span");
     label.textContent = String(index * step);
@@ -88,7 +90,7 @@ function drawAxis(table, total) {
   table.style.setProperty("--step", step === undefined ? "25%" : `${(100 * step) / total}%`);
 }
 
-function drawGrid(context, { width, bottom, y, top, spanMs, colors }) {
+function drawGrid(context, { width, y, top, colors }) {
   context.strokeStyle = colors.grid;
   context.lineWidth = 1;
   context.setLineDash([]);
@@ -99,6 +101,9 @@ function drawGrid(context, { width, bottom, y, top, spanMs, colors }) {
     context.lineTo(width, line);
     context.stroke();
   }
+}
+
+function drawLabels(context, { width, bottom, y, top, spanMs, colors }) {
   context.font = FONT;
   context.fillStyle = colors.label;
   context.textAlign = "left";

@@ -35,9 +35,9 @@ export class RoundTrip {
     return sorted[Math.max(0, Math.ceil(q * sorted.length) - 1)];
   }
 
-  /** True when echoes stay away. */
+  /** True when there is no echo of the last second. */
   get isStale() {
-    return this.lastEcho !== null && performance.now() - this.lastEcho.at > STALE_MS;
+    return this.lastEcho === null || performance.now() - this.lastEcho.at > STALE_MS;
   }
 
   stop() {

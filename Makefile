@@ -1,0 +1,54 @@
+# make setup   install what relayctl and its tests need (root, once); idempotent
+# make demo    start relay and transceivers, place a call, show the page; CHECK=1 exits after the report
+# make test    everything that CI runs
+# make check   lint, types, import contracts only
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+# Debian 12: a browser for the end-to-end tests, a C compiler and formatter for bpf/
+PACKAGES := python3-venv chromium gcc libc6-dev clang-format iproute2 procps
+export DEBIAN_FRONTEND := noninteractive
+
+.PHONY: help setup demo test check pytest clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: pyproject.toml Makefile
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" != 0 ]; then \
+			echo "setup: Debian packages are missing ($$(echo $$missing)); run 'make setup' once as root" >&2; exit 1; \
+		fi; \
+		echo "setup: installing Debian packages:" $$missing; \
+		apt-get update -qq; \
+		apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+	@# /usr/bin/python3 and its site packages: BCC's Python module is Debian's
+	@echo "setup: Python packages into $(VENV)"
+	@/usr/bin/python3 -m venv --system-site-packages $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+	@echo "setup: done"
+
+demo: setup
+	@$(BIN)/relayctl demo $(if $(CHECK),--check)
+
+test: check pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
+
+pytest: setup
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,137 @@
+"""A relayctl of the test's own: started as a user would, ended whatever happens."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cli.admin import ask
+from host.state_dir import StateDir
+
+RELAYCTL = Path(sys.executable).parent / "relayctl"
+_START_TIMEOUT_S = 30.0
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM, host: str = "127.0.0.1") -> int:
+    """A port that nobody holds now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, kind) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """The first truthy value of ``condition``; fails naming ``what``."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.02)
+    return value
+
+
+class Instance:
+    """One supervisor with what it runs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], state_dir: Path, url: str) -> None:
+        self.process = process
+        self.state_dir = StateDir(state_dir)
+        self.url = url
+
+    def ask(self, method: str, **params: Any) -> Any:
+        """An admin method."""
+        return ask(self.state_dir, method, **params)
+
+    def status(self) -> Any:
+        """As ``relayctl status --json``."""
+        return self.ask("status")
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """As ``relayctl sessions --json``."""
+        return list(self.ask("sessions"))
+
+    def verdicts(self) -> dict[str, int]:
+        """Counts by verdict."""
+        return dict(self.status()["relay"]["verdicts"])
+
+    def pids(self) -> list[int]:
+        """The supervisor and all its processes."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [self.process.pid, *(child.pid for child in children)]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A relayctl command against this instance."""
+        command = [str(RELAYCTL), *arguments, "--state-dir", str(self.state_dir.path)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@contextlib.contextmanager
+def running(state_dir: Path, *arguments: str, http: str | None = None) -> Iterator[Instance]:
+    """``relayctl start`` with these arguments, ready; ended by SIGTERM at the end of the block."""
+    http = http or f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"
+    state_dir.mkdir(exist_ok=True)
+    log = state_dir / "test.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(RELAYCTL), "start", "--state-dir", str(state_dir), "--http", http, *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    instance = Instance(process, state_dir, f"http://{http}/")
+
+    def is_ready() -> bool:
+        assert process.poll() is None, f"relayctl start ended:\n{log.read_text()}"
+        return "Ctrl-C stops" in log.read_text()
+
+    try:
+        wait_until(is_ready, _START_TIMEOUT_S, "relayctl start")
+        yield instance
+    finally:
+        if process.poll() is None:
+            pids = instance.pids()
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                for pid in pids:
+                    with contextlib.suppress(psutil.Error):
+                        psutil.Process(pid).kill()
+                process.wait()
+                raise
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def udp_socket_inodes(pid: int) -> set[int]:
+    """Inodes of the UDP sockets that a process holds, read from /proc."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = link.readlink().name
+            if target.startswith("socket:["):
+                inodes.add(int(target[8:-1]))
+    udp = set()
+    for table in ("udp", "udp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            udp.add(int(line.split()[9]))
+    return inodes & udp
+
+
+def bound_ports(pids: Iterable[int]) -> set[int]:
+    """Local ports of every socket that the processes hold."""
+    ports = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            ports |= {getattr(c.laddr, "port", 0) for c in psutil.Process(pid).net_connections()}
+    return ports - {0}
+
+
+def print_report(name: str, report: dict[str, Any]) -> None:
+    """One line for people who read the log of a test run."""
+    print(f"\n{name}: {json.dumps(report)}")  # noqa: T201  # pytest -s and CI's log show it
