@@ -26,6 +26,8 @@ def check_offer_untrusted(sdp: str) -> None:
         raise OfferError(
             400, f"offer exceeds {MAX_SDP_BYTES} bytes, {_MAX_LINES} lines or {_MAX_MEDIA} media sections"
         )
+    if not sdp.startswith("v=0"):
+        raise OfferError(400, "body is not SDP: it does not begin with v=0 (RFC 8866 section 5.1)")
     try:
         offer = SessionDescription.parse(sdp)
     except Exception as error:  # noqa: BLE001  # aiortc's parser raises whatever a bad line makes it trip over
