@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What can happen to a packet. The same list as relay/core/verdict.py, which says what each means to an operator;
- * tests/abi compares the two. The number is the index of the counter, the lower-case name the metric label.
+/* What can happen to a packet: the same list as relay/core/verdict.py, which says what each means to an
+ * operator; tests/abi compares the two. The number is the index of the counter, the lower-case name is the
+ * metric label.
  */
 #ifndef RELAYCTL_VERDICT_H
 #define RELAYCTL_VERDICT_H

@@ -27,6 +27,7 @@ export class Call {
   #events;
   #session = null;
   #microphone = null;
+  #sender = null;
   #deadline = 0;
   #audioPoll = 0;
   #restarted = false;
@@ -81,12 +82,13 @@ export class Call {
     track.addEventListener("ended", () => {
       this.#fail(new Failure("The microphone went away", "Check its plug and its permission, then start again."));
     });
-    this.pc.addTransceiver(track, { direction: "sendrecv", streams: [this.#microphone] });
+    this.#sender = this.pc.addTransceiver(track, { direction: "sendrecv", streams: [this.#microphone] }).sender;
     this.#events.onLocal(this.#microphone);
   }
 
   async #signal() {
     await this.pc.setLocalDescription();
+    this.#sender.transport.addEventListener("statechange", () => this.#onDtlsState());
     this.#mark("post");
     const { session, answer } = await WhipSession.create(ENDPOINT, this.#token, this.pc.localDescription.sdp);
     this.#session = session;
@@ -115,6 +117,11 @@ export class Call {
     if (state === "disconnected") this.#events.onState("reconnecting");
   }
 
+  /** The transport itself tells the time: connectionState can lag behind the first data. */
+  #onDtlsState() {
+    if (this.#sender.transport.state === "connected") this.#mark("dtls");
+  }
+
   #onConnectionState() {
     if (this.pc.connectionState === "connected") this.#onConnected();
     // Chromium can leave iceConnectionState at "disconnected" when ICE has failed: only this state is sure.
@@ -124,12 +131,11 @@ export class Call {
   #onConnected() {
     clearTimeout(this.#deadline);
     this.#restarted = false;
-    this.#mark("dtls");
     this.#events.onState("connected");
   }
 
   #onConnectionFailed() {
-    if (this.pc.sctp?.transport.state === "failed") {
+    if (this.#sender.transport.state === "failed") {
       this.#fail(new Failure("The DTLS handshake failed", "Start again; the browser's WebRTC log tells more."));
     } else if (!this.#restarted) {
       this.#restartIce();
