@@ -42,7 +42,7 @@ export class WhipSession {
   async restartIce(offer) {
     const response = await request(this.#url, this.#token, {
       method: "PATCH",
-      headers: { "Content-Type": "application/trickle-ice-sdpfrag", "If-Match": '"*"' },
+      headers: { "Content-Type": "application/trickle-ice-sdpfrag", "If-Match": "*" },
       body: `a=ice-ufrag:${attribute(offer, "ice-ufrag")}\r\na=ice-pwd:${attribute(offer, "ice-pwd")}\r\n`,
     });
     return response.text();

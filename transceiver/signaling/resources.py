@@ -66,7 +66,8 @@ class SessionResources:
             raise SignalingError(428, 'If-Match is required: the last ETag, or "*" to restart ICE')
         if len(fragment) > MAX_SDP_BYTES:
             raise SignalingError(413, f"fragment exceeds {MAX_SDP_BYTES} bytes")
-        if if_match.strip() not in ("*", f'"{session.etag}"'):
+        # Some clients put the asterisk in quotes, though RFC 9110 section 13.1.1 does not.
+        if not {tag.strip() for tag in if_match.split(",")} & {"*", '"*"', f'"{session.etag}"'}:
             raise SignalingError(
                 412, "If-Match is not the current ETag: ICE was restarted since", _etag(session)
             )
