@@ -1,1 +1,1 @@
-"""What Redis holds: transceiver leases and the flow cache. Nothing yet: one host needs none."""
+"""What the members of a fleet know of each other's work, so that one can go on for another."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fleet.flow_cache import FlowCache, FlowRecord
 from host.channel import Channel, ChannelError
 from host.process import Process, ProcessSpec
 from host.sockets import bind_udp, bound_address, check_free_udp
@@ -35,8 +36,8 @@ class _WorkerSlot:
     core: int
     public: list[socket.socket]
     fleet: list[socket.socket]
+    flows: FlowCache
     counters_fd: int = field(default_factory=create_counters_fd)
-    flows: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counters = WorkerCounters(self.counters_fd)
@@ -154,7 +155,7 @@ class RelayService:
             for sock in (*public, *fleet):
                 sock.close()
             raise
-        return _WorkerSlot(index, core, public, fleet)
+        return _WorkerSlot(index, core, public, fleet, FlowCache(self._config.max_assured_flows))
 
     def _spec(self, slot: _WorkerSlot) -> ProcessSpec:
         def settings() -> dict[str, Any]:
@@ -167,19 +168,17 @@ class RelayService:
             ).to_message()
 
         def hand_on_flows(channel: Channel) -> None:
-            flows = list(slot.flows.values())
+            flows = [record.to_json() for record in slot.flows.records()]
             for start in range(0, len(flows), _FLOWS_A_MESSAGE):
                 channel.send_event("adopt", flows=flows[start : start + _FLOWS_A_MESSAGE])
             channel.send_event("serve")
 
-        def remember_flow(message: Message) -> None:
-            key = (message["client"], message["vip"])
-            if message["event"] == "flow_ended":
-                slot.flows.pop(key, None)
+        def follow_flow(message: Message) -> None:
+            record = FlowRecord.from_json(message["flow"])
+            if message["event"] == "flow_assured":
+                slot.flows.remember(record)
             else:
-                slot.flows[key] = {
-                    name: message[name] for name in ("client", "vip", "transceiver", "server_ufrag")
-                }
+                slot.flows.forget(record.client, record.vip)
 
         return ProcessSpec(
             name=f"worker-{slot.index}",
@@ -188,5 +187,5 @@ class RelayService:
             core=slot.core,
             settings=settings,
             handover=hand_on_flows,
-            on_event=remember_flow,
+            on_event=follow_flow,
         )

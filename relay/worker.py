@@ -13,13 +13,13 @@ import sys
 import time
 from typing import Any
 
+from fleet.flow_cache import FlowRecord
 from host.line_socket import LineSocket
 from relay.core.flow_table import Flow, FlowKey
 from relay.core.forwarding import RelayCore
 from relay.dataplane.counters import WorkerCounters
 from relay.dataplane.userspace import UserspaceDataPath
 from relay.settings import WorkerSettings
-from wire.address import Address
 from wire.admin import Message
 
 _TICK_S = 1.0
@@ -53,12 +53,12 @@ class Worker:
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._draining = False
 
-    def adopt(self, flows: list[dict[str, str]]) -> None:
+    def adopt(self, records: list[FlowRecord]) -> None:
         """Go on with the flows of the worker before this one; before ``run``, so that no packet meets an empty table."""
         now = time.monotonic()
-        for flow in flows:
-            key = FlowKey(Address.parse(flow["client"]), Address.parse(flow["vip"]))
-            self._core.adopt(key, Address.parse(flow["transceiver"]), flow["server_ufrag"], now)
+        for record in records:
+            key = FlowKey(record.client, record.vip)
+            self._core.adopt(key, record.transceiver, record.server_ufrag, now)
 
     def run(self) -> None:
         """Serve until told to end."""
@@ -97,8 +97,10 @@ class Worker:
 
     def _tell_notices(self) -> None:
         while (notice := self._core.next_notice()) is not None:
+            flow = notice.flow
+            record = FlowRecord(*flow.key, flow.transceiver, flow.server_ufrag)
             event = "flow_ended" if notice.ended else "flow_assured"
-            self._control.send({"event": event, **flow_identity(notice.flow)})
+            self._control.send({"event": event, "flow": record.to_json()})
 
     def _receive_control(self, now: float) -> bool:
         messages = self._control.receive()
@@ -125,16 +127,6 @@ class Worker:
             if client is None or client in (description["client"], str(flow.key.client.ip)):
                 listed.append(description)
         return listed
-
-
-def flow_identity(flow: Flow) -> dict[str, str]:
-    """What another worker needs to go on with the flow."""
-    return {
-        "client": str(flow.key.client),
-        "vip": str(flow.key.vip),
-        "transceiver": str(flow.transceiver),
-        "server_ufrag": flow.server_ufrag,
-    }
 
 
 def _describe_flow(flow: Flow, now: float) -> dict[str, Any]:
@@ -166,7 +158,7 @@ def main() -> None:
                         os.sched_setaffinity(0, {message["core"]})
                     worker = Worker(WorkerSettings.from_message(message["settings"]), control)
                 case {"event": "adopt"} if worker is not None:
-                    worker.adopt(message["flows"])
+                    worker.adopt([FlowRecord.from_json(flow) for flow in message["flows"]])
                 case {"event": "serve"} if worker is not None:
                     sock.setblocking(False)
                     worker.run()

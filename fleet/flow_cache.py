@@ -1,0 +1,64 @@
+"""The flow cache: assured flows, kept where they outlive the worker that carries them.
+
+This one is in the supervisor's memory and serves one host: a restarted worker adopts from it. Nothing is kept of
+provisional flows, as anybody with a captured check can make one.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Self
+
+from wire.address import Address
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecord:
+    """What a worker needs to go on with a flow of another."""
+
+    client: Address
+    vip: Address
+    transceiver: Address
+    server_ufrag: str
+
+    def to_json(self) -> dict[str, str]:
+        """The form on the channel between workers and supervisor."""
+        return {
+            "client": str(self.client),
+            "vip": str(self.vip),
+            "transceiver": str(self.transceiver),
+            "server_ufrag": self.server_ufrag,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Self:
+        """The inverse of ``to_json``. Raises KeyError or ValueError."""
+        client, vip, transceiver = (
+            Address.parse(document[name]) for name in ("client", "vip", "transceiver")
+        )
+        return cls(client, vip, transceiver, document["server_ufrag"])
+
+
+class FlowCache:
+    """Records by client and VIP; at ``capacity`` the oldest gives way."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._records: OrderedDict[tuple[Address, Address], FlowRecord] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def remember(self, record: FlowRecord) -> None:
+        """Keep a flow that became assured."""
+        self._records.pop((record.client, record.vip), None)
+        if len(self._records) >= self._capacity:
+            self._records.popitem(last=False)
+        self._records[record.client, record.vip] = record
+
+    def forget(self, client: Address, vip: Address) -> None:
+        """Drop a flow that ended."""
+        self._records.pop((client, vip), None)
+
+    def records(self) -> list[FlowRecord]:
+        """Every flow, the oldest first."""
+        return list(self._records.values())
