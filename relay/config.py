@@ -10,6 +10,8 @@ from host.errors import ConfigError
 from relay.core.policy import RelayPolicy, Vip
 from wire.address import Address
 
+_MAX_WORKERS = 256
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelayConfig:
@@ -38,7 +40,9 @@ class RelayConfig:
         config = cls(
             vips=vips,
             fleet_listen=table.take_addresses("fleet_listen", ["127.0.0.1:0"]),
-            workers=table.take_int("workers", len(os.sched_getaffinity(0)), low=1, high=256),
+            workers=table.take_int(
+                "workers", min(len(os.sched_getaffinity(0)), _MAX_WORKERS), low=1, high=_MAX_WORKERS
+            ),
             transceiver_networks=table.take_networks("transceiver_networks", ["127.0.0.0/8", "::1/128"]),
             max_session_s=table.take_int("max_session_s", policy.max_session_s, low=60, high=30 * 86400),
             max_assured_flows=table.take_int(
@@ -75,6 +79,9 @@ def pair_vips(listen: tuple[Address, ...], vip: tuple[Address, ...]) -> tuple[Vi
     """
     if not listen:
         raise ConfigError("relay.listen", "is empty; a relay needs at least one public address")
+    for address in listen:
+        if not address.port:
+            raise ConfigError("relay.listen", f"{address} needs a port: every worker binds the same one")
     if not vip:
         vip = listen
     if len(vip) != len(listen):

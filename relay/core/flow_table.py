@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import count
 from typing import NamedTuple, TypeVar
 
 from relay.core.policy import RelayPolicy
@@ -45,6 +46,7 @@ class Flow:
     assured: bool = False
     media_up: bool = False
     media_down: bool = False
+    refused: bool = False
     packets_up: int = 0
     bytes_up: int = 0
     packets_down: int = 0
@@ -127,7 +129,9 @@ class FlowTable:
     def __init__(self, policy: RelayPolicy) -> None:
         self._policy = policy
         self._assured: dict[FlowKey, Flow] = {}
-        self._deadlines: list[tuple[float, FlowKey]] = []
+        # One entry for each assured flow that is or was; the number only breaks ties.
+        self._deadlines: list[tuple[float, int, Flow]] = []
+        self._numbers = count()
         self._provisional = _ProvisionalFlows(policy)
 
     def __len__(self) -> int:
@@ -169,8 +173,11 @@ class FlowTable:
         self._provisional.pop(flow.key)
         flow.assured = True
         self._assured[flow.key] = flow
-        heappush(self._deadlines, (flow.last_seen + self._policy.assured_s, flow.key))
+        self._watch(flow, flow.last_seen + self._policy.assured_s)
         return True
+
+    def _watch(self, flow: Flow, deadline: float) -> None:
+        heappush(self._deadlines, (deadline, next(self._numbers), flow))
 
     def remove(self, key: FlowKey) -> None:
         """Forget a flow, if there is one."""
@@ -181,14 +188,13 @@ class FlowTable:
         """Remove and return the flows that fell silent."""
         silent = self._provisional.expire(now)
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, key = heappop(self._deadlines)
-            flow = self._assured.get(key)
-            if flow is None:
+            _, _, flow = heappop(self._deadlines)
+            if self._assured.get(flow.key) is not flow:
                 continue
             deadline = flow.last_seen + self._policy.assured_s
             if deadline > now:
-                heappush(self._deadlines, (deadline, key))
+                self._watch(flow, deadline)
             else:
-                del self._assured[key]
+                del self._assured[flow.key]
                 silent.append(flow)
         return silent

@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
 
 
 class FlowNotice(NamedTuple):
-    """A flow became assured (``ended`` false) or is gone: for whoever mirrors flows."""
+    """A flow became assured or changed its ufrag (``ended`` false), or is gone: for whoever mirrors flows."""
 
     flow: Flow
     ended: bool
@@ -97,6 +97,9 @@ class RelayCore:
         if not client.port or client.family != vip.family or not self._rules.may_be_client(client):
             return Outcome(Verdict.DROP_SPP_CLIENT)
         flow = self.flows.get(FlowKey(client, vip))
+        if flow is None and self._rules.is_own_host(client.host):
+            # On one machine clients share our address; its other services are no business of a transceiver.
+            return Outcome(Verdict.DROP_SPP_CLIENT)
         if flow is not None and flow.transceiver == source:
             self._note_down(flow, payload, now)
         return Outcome(Verdict.FORWARD_CLIENT, payload, client, vip_index)
@@ -114,11 +117,8 @@ class RelayCore:
             return False
         if self.flows.get(key) is not None:
             return False
-        self.flows.create(key, transceiver, server_ufrag, now)
-        flow = self.flows.get(key)
-        if flow is None or not self.flows.assure(flow):
+        if not self.flows.assure(Flow(key, transceiver, server_ufrag, now, now, now)):
             return False
-        flow.media_up = flow.media_down = True
         self.events[FlowEvent.FLOW_ADOPTED] += 1
         return True
 
@@ -174,6 +174,7 @@ class RelayCore:
                 # An ICE restart: the packets go to the same place under either ufrag.
                 if silent:
                     flow.server_ufrag, flow.ufrag_seen_at = server_ufrag, now
+                    self._notices.append(FlowNotice(flow, ended=False))
                 return flow
             if not silent:
                 self.events[FlowEvent.FLOW_CONTESTED] += 1
@@ -213,7 +214,8 @@ class RelayCore:
         if self.flows.assure(flow):
             self.events[FlowEvent.FLOW_ASSURED] += 1
             self._notices.append(FlowNotice(flow, ended=False))
-        else:
+        elif not flow.refused:
+            flow.refused = True
             self.events[FlowEvent.FLOW_REFUSED] += 1
 
     def _note_end(self, flow: Flow) -> None:

@@ -89,12 +89,17 @@ class AddressRules:
             return host not in forbidden and host not in fleet
 
         self._own = policy.own_sockets
+        self._own_hosts = {a.host for a in policy.own_sockets if a.host not in loopback}
         self._client_host = lru_cache(maxsize=65_536)(may_be_client)
         self._transceiver_host = lru_cache(maxsize=4096)(fleet.__contains__)
 
     def may_be_client(self, address: Address) -> bool:
         """Whether packets may come from, or be sent to, this address on the public side."""
         return self._client_host(address.host) and address not in self._own
+
+    def is_own_host(self, host: bytes) -> bool:
+        """Whether this relay itself has the address; loopback is everybody's."""
+        return host in self._own_hosts
 
     def may_be_transceiver(self, host: bytes) -> bool:
         """Whether the host is in the transceiver networks."""

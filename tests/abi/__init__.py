@@ -1,0 +1,1 @@
+"""Tests that C and Python agree."""

@@ -1,0 +1,73 @@
+"""A relay core between one client and its fleet, with a clock that the test turns."""
+
+from dataclasses import replace
+from typing import Any
+
+from relay.core.flow_table import Flow, FlowKey
+from relay.core.forwarding import FlowNotice, Outcome, RelayCore
+from relay.core.verdict import FlowEvent
+from tests.relay.network import (
+    CALL,
+    CLIENT_HELLO,
+    CLIENT_V4,
+    KEYS,
+    POLICY,
+    SERVER_HELLO,
+    UNIX_S,
+    Call,
+    check,
+    spp,
+)
+from wire.address import Address
+
+
+class Relay:
+    """``changes`` are those of the policy."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.policy = replace(POLICY, **changes)
+        self.core = RelayCore(self.policy, KEYS, unix_s=UNIX_S)
+        self.now = 1000.0
+
+    def client_sends(self, datagram: bytes, client: Address = CLIENT_V4, vip_index: int = 0) -> Outcome:
+        return self.core.receive_from_client(datagram, client, vip_index, self.now)
+
+    def transceiver_sends(
+        self, payload: bytes, transceiver: Address, client: Address = CLIENT_V4, vip_index: int = 0
+    ) -> Outcome:
+        datagram = spp(client, self.policy.vips[vip_index].address, payload)
+        return self.core.receive_from_fleet(datagram, transceiver, self.now)
+
+    def let_pass(self, seconds: float) -> None:
+        """Time, with the timer at its end."""
+        self.now += seconds
+        self.core.handle_timer(self.now, UNIX_S + self.now - 1000.0)
+
+    def connect(self, call: Call = CALL, client: Address = CLIENT_V4, vip_index: int = 0) -> Flow:
+        """A check, then DTLS both ways."""
+        self.client_sends(check(call), client, vip_index)
+        self.client_sends(CLIENT_HELLO, client, vip_index)
+        self.transceiver_sends(SERVER_HELLO, call.transceiver, client, vip_index)
+        return self.flow_of(client, vip_index)
+
+    def key_of(self, client: Address = CLIENT_V4, vip_index: int = 0) -> FlowKey:
+        return FlowKey(client, self.policy.vips[vip_index].address)
+
+    def find_flow(self, client: Address = CLIENT_V4, vip_index: int = 0) -> Flow | None:
+        return self.core.flows.get(self.key_of(client, vip_index))
+
+    def flow_of(self, client: Address = CLIENT_V4, vip_index: int = 0) -> Flow:
+        flow = self.find_flow(client, vip_index)
+        assert flow is not None
+        return flow
+
+    def count(self, event: FlowEvent) -> int:
+        return self.core.events[event]
+
+    def notices(self) -> list[FlowNotice]:
+        """Those since the last call."""
+        return list(iter(self.core.next_notice, None))
+
+    def told(self) -> list[tuple[Address, str, bool]]:
+        """Notices since the last call as (client, server_ufrag, ended)."""
+        return [(flow.key.client, flow.server_ufrag, ended) for flow, ended in self.notices()]

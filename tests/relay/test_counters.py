@@ -1,0 +1,95 @@
+"""Counters: each its own cell, shared by two processes, kept over a restart."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from relay.core.verdict import EVENT_MEANINGS, MEANINGS, FlowEvent, Verdict
+from relay.dataplane.counters import WorkerCounters, create_counters_fd
+
+GAUGES = ("bytes_up", "bytes_down", "flows", "assured_flows")
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    number = create_counters_fd()
+    yield number
+    os.close(number)
+
+
+@pytest.fixture
+def counters(fd: int) -> Iterator[WorkerCounters]:
+    opened = WorkerCounters(fd)
+    yield opened
+    opened.close()
+
+
+def test_all_start_at_zero_under_their_labels(counters: WorkerCounters) -> None:
+    assert counters.verdicts() == {verdict.name.lower(): 0 for verdict in Verdict}
+    assert counters.events() == {event.name.lower(): 0 for event in FlowEvent}
+    assert counters.gauges() == dict.fromkeys(GAUGES, 0)
+
+
+def test_each_has_its_own_cell(counters: WorkerCounters) -> None:
+    for verdict in Verdict:
+        for _ in range(verdict + 1):
+            counters.count(verdict)
+    counters.add_events([100 + event for event in FlowEvent])
+    counters.set_flows(7, 5)
+    assert counters.verdicts() == {verdict.label: verdict + 1 for verdict in Verdict}
+    assert counters.events() == {event.label: 100 + event for event in FlowEvent}
+    assert counters.gauges() == {"bytes_up": 0, "bytes_down": 0, "flows": 7, "assured_flows": 5}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "gauge"),
+    [
+        (Verdict.FORWARD_STUN, "bytes_up"),
+        (Verdict.FORWARD_FLOW, "bytes_up"),
+        (Verdict.FORWARD_CLIENT, "bytes_down"),
+    ],
+)
+def test_bytes_have_a_direction(counters: WorkerCounters, verdict: Verdict, gauge: str) -> None:
+    counters.count(verdict, 100)
+    counters.count(verdict, 5_000_000_000)  # more than 32 bits
+    assert counters.verdicts()[verdict.label] == 2
+    assert counters.gauges() == dict.fromkeys(GAUGES, 0) | {gauge: 5_000_000_100}
+
+
+def test_events_add_up_and_leave_the_core_at_zero(counters: WorkerCounters) -> None:
+    events = list(range(len(FlowEvent)))
+    counters.add_events(events)
+    assert events == [0] * len(FlowEvent)
+    events[FlowEvent.FLOW_MOVED] = 10
+    counters.add_events(events)
+    assert counters.events()["flow_moved"] == FlowEvent.FLOW_MOVED + 10
+    assert counters.events()["flow_adopted"] == FlowEvent.FLOW_ADOPTED
+
+
+def test_flows_are_set_and_not_added(counters: WorkerCounters) -> None:
+    counters.set_flows(7, 5)
+    counters.set_flows(3, 2)
+    assert counters.gauges() == {"bytes_up": 0, "bytes_down": 0, "flows": 3, "assured_flows": 2}
+
+
+def test_supervisor_sees_what_a_worker_counts_and_its_successor_goes_on(
+    fd: int, counters: WorkerCounters
+) -> None:
+    for _ in range(2):
+        worker = WorkerCounters(fd)
+        worker.count(Verdict.DROP_MARTIAN)
+        assert worker.verdicts() == counters.verdicts()
+        worker.close()
+    assert counters.verdicts()["drop_martian"] == 2
+
+
+def test_every_outcome_has_a_meaning_for_operators() -> None:
+    assert list(MEANINGS) == list(Verdict)
+    assert list(EVENT_MEANINGS) == list(FlowEvent)
+    texts = [*MEANINGS.values(), *EVENT_MEANINGS.values()]
+    assert len(set(texts)) == len(texts)
+
+
+def test_drops_are_named_so() -> None:
+    assert all(verdict.is_drop == verdict.label.startswith("drop_") for verdict in Verdict)

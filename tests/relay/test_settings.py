@@ -1,0 +1,56 @@
+"""What crosses the channel from the supervisor to a worker arrives as it was."""
+
+from dataclasses import fields
+from ipaddress import ip_network
+
+import pytest
+
+from relay.core.policy import RelayPolicy
+from relay.settings import WorkerSettings
+from tests.relay.network import KEYS, POLICY
+from wire.admin import decode_message_untrusted, encode_message
+
+EVERYTHING_ELSE = RelayPolicy(
+    cluster_id=65_535,
+    vips=POLICY.vips,
+    transceiver_networks=(ip_network("10.1.0.0/16"), ip_network("fd00::/8"), ip_network("192.0.2.1/32")),
+    own_sockets=POLICY.own_sockets,
+    max_session_s=61,
+    clock_skew_s=62,
+    provisional_s=6.3,
+    assured_s=6.4,
+    contest_s=6.5,
+    max_assured_flows=66,
+    max_provisional_flows=67,
+    max_provisional_per_prefix=68,
+    max_addresses_per_ufrag=69,
+)
+BARE = RelayPolicy(cluster_id=0, vips=(), transceiver_networks=())
+
+
+def crossed(settings: WorkerSettings) -> WorkerSettings:
+    return WorkerSettings.from_message(decode_message_untrusted(encode_message(settings.to_message())))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(EVERYTHING_ELSE, id="nothing left at its default"),
+        pytest.param(POLICY, id="defaults"),
+        pytest.param(BARE, id="empty"),
+    ],
+)
+def test_settings_cross_the_channel(policy: RelayPolicy) -> None:
+    settings = WorkerSettings(
+        policy=policy, keys=KEYS, public_fds=(9, 3, 7), fleet_fds=(5, 4), counters_fd=11
+    )
+    arrived = crossed(settings)
+    assert arrived.policy == policy
+    assert hash(arrived.policy) == hash(policy)  # tuples and sets again, not lists
+    assert arrived.keys.to_json() == KEYS.to_json()
+    assert (arrived.public_fds, arrived.fleet_fds, arrived.counters_fd) == ((9, 3, 7), (5, 4), 11)
+
+
+def test_the_settings_above_leave_nothing_at_its_default() -> None:
+    defaults = {field.name: field.default for field in fields(RelayPolicy)}
+    assert all(getattr(EVERYTHING_ELSE, name) != default for name, default in defaults.items())
