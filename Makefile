@@ -8,7 +8,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian 12: a browser for the end-to-end tests, a C compiler and formatter for bpf/
-PACKAGES := python3-venv chromium gcc libc6-dev clang-format iproute2 procps
+PACKAGES := python3-venv chromium gcc libc6-dev clang-format
 export DEBIAN_FRONTEND := noninteractive
 
 .PHONY: help setup demo test check pytest clean

@@ -33,6 +33,8 @@ _SAMPLE_RATE = 48_000
 _FRAME_SAMPLES = 960  # 20 ms
 _PING_INTERVAL_S = 0.1
 _HTTP_TIMEOUT_S = 10.0
+# A ping that is older than this is lost to a conversation, even if the data channel delivers it at last.
+OVERDUE_S = 1.0
 
 
 class CallError(OperatorError):
@@ -72,7 +74,7 @@ class CallReport:
     """What one call saw. Times in ms: phases since the POST was sent, round trips of data channel pings.
 
     ``uplink`` is loss as the transceiver reports it by RTCP, ``downlink`` as the client counts it. ``heard`` says that
-    the echo carries the tone, not silence.
+    the echo carried the tone, ``silent_s`` how long ago the last of it came. ``state`` is the connection's at the end.
     """
 
     session_url: str
@@ -80,9 +82,12 @@ class CallReport:
     phases_ms: dict[str, float] = field(default_factory=dict)
     round_trips_ms: list[float] = field(default_factory=list)
     pings_sent: int = 0
+    pings_overdue: int = 0
     uplink: dict[str, int] = field(default_factory=dict)
     downlink: dict[str, int] = field(default_factory=dict)
     heard: bool = False
+    silent_s: float = 0.0
+    state: str = "new"
 
     @property
     def packets_lost(self) -> int:
@@ -100,10 +105,16 @@ class CallReport:
             "vips": self.vips,
             "phases_ms": self.phases_ms,
             "round_trip_ms": {"p50": self.round_trip_ms(0.5), "p99": self.round_trip_ms(0.99)},
-            "pings": {"sent": self.pings_sent, "answered": len(self.round_trips_ms)},
+            "pings": {
+                "sent": self.pings_sent,
+                "answered": len(self.round_trips_ms),
+                "overdue": self.pings_overdue,
+            },
             "uplink": self.uplink,
             "downlink": self.downlink,
             "heard": self.heard,
+            "silent_s": self.silent_s,
+            "state": self.state,
             "packets_lost": self.packets_lost,
         }
 
@@ -122,6 +133,8 @@ class EchoCall:
         self._setup_timeout_s = setup_timeout_s
         self._report = CallReport("", [])
         self._posted_at = 0.0
+        self._tone_at = time.monotonic()
+        self._unanswered: set[float] = set()
         self._audio_arrived = asyncio.Event()
         self._channel_open = asyncio.Event()
         self._connected = asyncio.Event()
@@ -154,6 +167,10 @@ class EchoCall:
 
     async def report(self) -> CallReport:
         """Everything up to now."""
+        now = time.monotonic()
+        self._report.state = self.peer.connectionState
+        self._report.silent_s = round(now - self._tone_at, 2)
+        self._report.pings_overdue = sum(now - sent_at > OVERDUE_S for sent_at in self._unanswered)
         for stats in (await self.peer.getStats()).values():
             if isinstance(stats, RTCOutboundRtpStreamStats):
                 self._report.uplink["sent"] = stats.packetsSent
@@ -236,6 +253,7 @@ class EchoCall:
                 self._audio_arrived.set()
                 if isinstance(frame, AudioFrame) and int(np.abs(frame.to_ndarray()).max()) > 500:
                     self._report.heard = True
+                    self._tone_at = time.monotonic()
 
     def _start_pings(self, channel: RTCDataChannel) -> None:
         def opened() -> None:
@@ -245,6 +263,7 @@ class EchoCall:
 
         def echoed(message: str | bytes) -> None:
             sent_at = json.loads(message)["t"]
+            self._unanswered.discard(sent_at)
             self._report.round_trips_ms.append((time.monotonic() - sent_at) * 1000)
 
         channel.on("open", opened)
@@ -252,6 +271,9 @@ class EchoCall:
 
     async def _ping(self, channel: RTCDataChannel) -> None:
         while True:
+            sent_at = time.monotonic()
             self._report.pings_sent += 1
-            channel.send(json.dumps({"type": "ping", "id": self._report.pings_sent, "t": time.monotonic()}))
+            self._unanswered.add(sent_at)
+            if channel.readyState == "open":
+                channel.send(json.dumps({"type": "ping", "id": self._report.pings_sent, "t": sent_at}))
             await asyncio.sleep(_PING_INTERVAL_S)

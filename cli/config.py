@@ -38,8 +38,18 @@ class Config:
         return self.relay.vips
 
 
-def load_config(path: Path | None, overrides: Mapping[str, Mapping[str, Any]], state_dir: StateDir) -> Config:
-    """Read, override and check. ``overrides`` is by table and key, as the file. Raises ConfigError."""
+def load_config(
+    path: Path | None,
+    overrides: Mapping[str, Mapping[str, Any]],
+    state_dir: StateDir,
+    *,
+    listens: bool = True,
+) -> Config:
+    """Read, override and check. Raises ConfigError.
+
+    ``overrides`` is by table and key, as the file. Where no relay ``listens``, the VIPs are another host's and need no
+    listening address beside them.
+    """
     document = _read(path)
     for name in document:
         if name not in _TABLES:
@@ -54,7 +64,8 @@ def load_config(path: Path | None, overrides: Mapping[str, Mapping[str, Any]], s
         tables[name] = ConfigTable(name, values)
     fleet, relay, host = tables["fleet"], tables["relay"], tables["host"]
     loopback = ["127.0.0.1:3478", *(["[::1]:3478"] if is_ipv6_available() else [])]
-    vips = pair_vips(relay.take_addresses("listen", loopback), fleet.take_addresses("vip", []))
+    listen, vip = relay.take_addresses("listen", loopback), fleet.take_addresses("vip", [])
+    vips = pair_vips(vip if vip and not listens else listen, vip)
     keys_file = fleet.take_path("keys_file", None) or state_dir.keys_file
     config = Config(
         cluster_id=fleet.take_int("cluster_id", 1, low=0, high=65535),

@@ -76,13 +76,14 @@ def start(
     **flags: Any,
 ) -> None:
     """Start relay and transceivers, in the foreground unless --daemon."""
-    config = load_config(config_path, _overrides(flags), state_dir)
-    if daemon:
-        _start_daemon(state_dir, _daemon_arguments(config_path, role, flags))
-        return
     configure_logging()
+    config = load_config(config_path, _overrides(flags), state_dir, listens=role != "transceivers")
+    arguments = _arguments(config_path, role, flags)
+    if daemon:
+        _start_daemon(state_dir, arguments)
+        return
     try:
-        _run(state_dir, config, role, ready_fd)
+        _run(state_dir, config, role, arguments, ready_fd)
     except OperatorError as error:
         if ready_fd is not None:
             os.write(ready_fd, json.dumps({"error": str(error), "exit_code": exit_code_of(error)}).encode())
@@ -107,7 +108,7 @@ def stop(state_dir: StateDir, drain_s: float | None) -> None:
 def restart(state_dir: StateDir, drain_s: float | None) -> None:
     """Stop, then start in the background with the options of the last start."""
     try:
-        arguments = json.loads(_launch_file(state_dir).read_text())
+        arguments = json.loads(state_dir.launch_file.read_text())
     except (OSError, ValueError):
         raise NotRunningError(f"nothing was ever started in {state_dir.path}; use `relayctl start`") from None
     try:
@@ -135,8 +136,9 @@ def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return overrides
 
 
-def _run(state_dir: StateDir, config: Config, role: str, ready_fd: int | None) -> None:
+def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], ready_fd: int | None) -> None:
     state_dir.acquire()
+    state_dir.launch_file.write_text(json.dumps(arguments))
     services: list[Service] = []
     try:
         keys = load_or_create_keys(config.keys_file)
@@ -177,7 +179,7 @@ def _announce(state_dir: StateDir, config: Config, services: list[Service]) -> N
     click.echo(f"state        {state_dir.path}; Ctrl-C stops")
 
 
-def _daemon_arguments(config_path: Path | None, role: str, flags: dict[str, Any]) -> list[str]:
+def _arguments(config_path: Path | None, role: str, flags: dict[str, Any]) -> list[str]:
     arguments = ["--role", role]
     if config_path is not None:
         arguments += ["--config", str(config_path.absolute())]
@@ -193,9 +195,7 @@ def _daemon_arguments(config_path: Path | None, role: str, flags: dict[str, Any]
 
 
 def _start_daemon(state_dir: StateDir, arguments: list[str]) -> None:
-    pid = start_background(state_dir, arguments)
-    _launch_file(state_dir).write_text(json.dumps(arguments))
-    click.echo(f"started (pid {pid}), log in {state_dir.log_file}")
+    click.echo(f"started (pid {start_background(state_dir, arguments)}), log in {state_dir.log_file}")
 
 
 def start_background(state_dir: StateDir, arguments: list[str]) -> int:
@@ -244,10 +244,6 @@ def stop_background(state_dir: StateDir, drain_s: float | None = None) -> int:
     stopping = ask(state_dir, "stop", drain_s=drain_s)
     _wait_until_stopped(state_dir, stopping["drain_s"] + _STOP_MARGIN_S)
     return int(stopping["pid"])
-
-
-def _launch_file(state_dir: StateDir) -> Path:
-    return state_dir.path / "launch.json"
 
 
 def _wait_until_stopped(state_dir: StateDir, timeout_s: float) -> None:

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cli.call import CallError, CallReport, EchoCall
+from cli.call import OVERDUE_S, CallError, CallReport, EchoCall
 from cli.main import EXIT_CALL_FAILED, cli, json_option
 from cli.render import print_json
 
@@ -68,8 +68,14 @@ async def place_call(
 
 def find_problem(report: CallReport, max_loss: float) -> str | None:
     """What is wrong with a finished call, or None; ``max_loss`` is in percent of packets."""
+    if report.state != "connected":
+        return f"the call ended by itself: connection {report.state}"
     if not report.heard:
         return "the echo carried no tone"
+    if report.silent_s > OVERDUE_S:
+        return f"the echo fell silent {report.silent_s:g} s before the end"
+    if report.pings_overdue:
+        return f"{report.pings_overdue} of {report.pings_sent} pings had no answer within {OVERDUE_S:g} s"
     packets = report.uplink.get("sent", 0) + report.downlink.get("received", 0)
     loss = 100 * report.packets_lost / max(1, packets)
     if loss > max_loss:

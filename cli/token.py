@@ -11,7 +11,7 @@ from cli.config import load_config
 from cli.main import cli, config_option, json_option, state_dir_option
 from cli.render import print_json
 from host.errors import ConfigError, OperatorError
-from host.keystore import load_or_create_keys
+from host.keystore import load_keys
 from host.state_dir import StateDir
 from wire.address import Address
 from wire.errors import WireError
@@ -35,7 +35,7 @@ def seal(transceiver: str, state_dir: StateDir, config_path: Path | None, as_jso
     except ValueError as error:
         raise ConfigError("ADDR:PORT", str(error)) from None
     config = load_config(config_path, {}, state_dir)
-    keys = load_or_create_keys(config.keys_file)
+    keys = load_keys(config.keys_file)
     issued_at = int(time.clock_gettime(time.CLOCK_REALTIME))
     ufrag = seal_ufrag(keys, RouteHint(config.cluster_id, address, issued_at, os.urandom(NONCE_BYTES)))
     sealed = {"ufrag": ufrag, "ice_pwd": derive_ice_pwd(keys, ufrag)}
@@ -54,7 +54,7 @@ def open_(ufrag: str, state_dir: StateDir, config_path: Path | None, as_json: bo
     """Print what a sealed UFRAG says; the first part of a check's USERNAME will do."""
     config = load_config(config_path, {}, state_dir)
     try:
-        hint = open_ufrag_untrusted(load_or_create_keys(config.keys_file), ufrag.partition(":")[0])
+        hint = open_ufrag_untrusted(load_keys(config.keys_file), ufrag.partition(":")[0])
     except WireError as error:
         raise OperatorError(f"ufrag: {error} ({error.fault.value})") from None
     issued_at = datetime.datetime.fromtimestamp(hint.issued_at, datetime.UTC)

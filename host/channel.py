@@ -116,7 +116,9 @@ class Channel:
         answer: Message = {"id": request_id}
         try:
             answer["result"] = await self._on_request(method, params)
-        except (OperatorError, TypeError, ValueError) as error:
+        except TypeError:
+            answer["error"] = f"{method!r} does not take these parameters: {', '.join(params) or 'none'}"
+        except (OperatorError, ValueError) as error:
             answer["error"] = str(error)
         if not self._writer.is_closing():
             self._writer.write(encode_message(answer))

@@ -57,9 +57,9 @@ class ConfigTable:
             raise ConfigError(self.field(key), f"needs seconds of 0 or more, not {value}")
         return value
 
-    def take_address(self, key: str, default: str) -> Address:
-        """ADDRESS:PORT; not a wildcard address."""
-        return self._address(key, self.take(key, str, default))
+    def take_address(self, key: str, default: str, *, wildcard: bool = False) -> Address:
+        """ADDRESS:PORT; a wildcard address only where ``wildcard`` allows it."""
+        return self._address(key, self.take(key, str, default), wildcard=wildcard)
 
     def take_addresses(self, key: str, default: list[str]) -> tuple[Address, ...]:
         """A list of ADDRESS:PORT."""
@@ -97,12 +97,12 @@ class ConfigTable:
             raise ConfigError(self.field(key), f"needs a list of strings, not {values!r}")
         return values
 
-    def _address(self, key: str, text: str) -> Address:
+    def _address(self, key: str, text: str, *, wildcard: bool = False) -> Address:
         try:
             address = Address.parse(text)
         except ValueError as error:
             raise ConfigError(self.field(key), str(error)) from None
-        if address.ip.is_unspecified:
+        if address.ip.is_unspecified and not wildcard:
             raise ConfigError(
                 self.field(key),
                 f"{text} is a wildcard; name the address, as replies must leave from the one that clients sent to",

@@ -11,13 +11,25 @@ import secrets
 from pathlib import Path
 
 from host.errors import ConfigError
-from host.state_dir import read_or_create_secret
+from host.state_dir import read_or_create_secret, read_secret
 from wire.keys import SECRET_BYTES, FleetKey, KeyRing
 
 
 def load_or_create_keys(path: Path) -> KeyRing:
     """The keys in ``path``, made at first use. Raises ConfigError naming the field."""
-    text = read_or_create_secret(path, _new_key_file)
+    return _parse(path, read_or_create_secret(path, _new_key_file))
+
+
+def load_keys(path: Path) -> KeyRing:
+    """The keys in ``path``. Raises ConfigError naming the field, also if there is no such file."""
+    if not path.exists():
+        raise ConfigError(
+            str(path), "no keys there; `relayctl start` makes them, --state-dir or --config names others"
+        )
+    return _parse(path, read_secret(path))
+
+
+def _parse(path: Path, text: str) -> KeyRing:
     try:
         return KeyRing.from_json(json.loads(text))
     except ValueError as error:

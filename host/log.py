@@ -3,13 +3,18 @@
 import logging
 import os
 
+from host.errors import ConfigError
+
 LEVEL_VARIABLE = "RELAYCTL_LOG_LEVEL"
 
 
 def configure_logging() -> None:
-    """Set up logging; the level is inherited from the supervisor by environment."""
+    """Set up logging; the level is inherited by environment. Raises ConfigError."""
+    level = os.environ.get(LEVEL_VARIABLE, "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise ConfigError(LEVEL_VARIABLE, f"{level!r} is no level; use DEBUG, INFO, WARNING or ERROR")
     logging.basicConfig(
-        level=os.environ.get(LEVEL_VARIABLE, "INFO"),
+        level=level,
         format="%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s",
     )
     # Both tell at INFO of every transport that they make or end.

@@ -55,7 +55,7 @@ class ProcessSpec:
     core: the CPU that the process is pinned to, or None.
     settings: called at each start, so that a restarted process gets what is true then.
     handover: called right after the settings are sent, to send what its predecessor left.
-    on_event: what the process says by itself.
+    on_event: what the process says by itself. on_exit: it has ended, wanted or not.
     """
 
     name: str
@@ -64,6 +64,7 @@ class ProcessSpec:
     settings: Callable[[], dict[str, Any]]
     handover: Callable[[Channel], None] = field(default=lambda channel: None)
     on_event: Callable[[Message], None] = field(default=lambda message: None)
+    on_exit: Callable[[], None] = field(default=lambda: None)
     core: int | None = None
 
 
@@ -187,6 +188,7 @@ class Process:
             await serving
             self._channel = self.pid = self._usage = None
         self.last_exit = _describe_exit(exit_code)
+        self.spec.on_exit()
 
     def _receive_event(self, message: Message) -> None:
         if message["event"] == "ready":

@@ -43,6 +43,7 @@ class StateDir:
         self.pid_file = self.path / "pid"
         self.keys_file = self.path / "keys.json"
         self.bearer_token_file = self.path / "bearer_token"
+        self.launch_file = self.path / "launch.json"
         self.log_file = self.path / "relayctl.log"
         self._lock_file = self.path / "lock"
         self._lock: IO[str] | None = None
@@ -123,6 +124,11 @@ def read_or_create_secret(path: Path, make: Callable[[], str]) -> str:
         pass
     except OSError as error:
         raise ConfigError(str(path), f"cannot be written ({error.strerror})") from None
+    return read_secret(path)
+
+
+def read_secret(path: Path) -> str:
+    """The content of a 0600 file. Raises ConfigError if there is none or others can read it."""
     try:
         if path.stat().st_mode & 0o077:
             raise ConfigError(str(path), f"others can read this secret; run `chmod 600 {path}`")

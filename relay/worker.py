@@ -15,6 +15,7 @@ from typing import Any
 
 from fleet.flow_cache import FlowRecord
 from host.line_socket import LineSocket
+from host.log import configure_logging
 from relay.core.flow_table import Flow, FlowKey
 from relay.core.forwarding import RelayCore
 from relay.dataplane.counters import WorkerCounters
@@ -147,6 +148,7 @@ def _describe_flow(flow: Flow, now: float) -> dict[str, Any]:
 def main() -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    configure_logging()
     sock = socket.socket(fileno=int(sys.argv[1]))
     control = LineSocket(sock)
     worker: Worker | None = None

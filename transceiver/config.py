@@ -42,7 +42,7 @@ class TransceiverConfig:
     @classmethod
     def from_table(cls, table: ConfigTable, default_token_file: Path) -> Self:
         """Take the ``[transceiver]`` table apart. Raises ConfigError."""
-        http = table.take_address("http", "127.0.0.1:8080")
+        http = table.take_address("http", "127.0.0.1:8080", wildcard=True)
         config = cls(
             processes=table.take_int("processes", 2, low=1, high=256),
             listen=table.take_address("listen", "127.0.0.1:0"),

@@ -58,9 +58,11 @@ class Hub:
         mux: Mux,
         make_backend: BackendFactory,
         clock: Callable[[], float] = time.monotonic,
+        publish_load: Callable[[int | None], None] = lambda sessions: None,
     ) -> None:
         self.settings = settings
-        self.draining = False
+        self._draining = False
+        self._publish_load = publish_load
         self.ended: Counter[str] = Counter()
         self._keys = keys
         self._mux = mux
@@ -73,24 +75,41 @@ class Hub:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    @property
+    def draining(self) -> bool:
+        """Whether new sessions are refused while the old ones go on."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        self.publish_load()
+
+    def publish_load(self) -> None:
+        """Tell the other processes how many sessions we have, or that we take no more."""
+        takes_more = not self._draining and len(self._sessions) < self.settings.max_sessions
+        self._publish_load(len(self._sessions) if takes_more else None)
+
     async def create(self, offer: str) -> tuple[Session, str]:
         """A session and its SDP answer. Raises OfferError or HubFullError."""
-        check_offer_untrusted(offer)
-        if self.draining:
+        mid, client_ufrag = check_offer_untrusted(offer)
+        if self._draining:
             raise HubFullError("this transceiver is draining")
         if len(self._sessions) >= self.settings.max_sessions:
             raise HubFullError(f"this transceiver has its {self.settings.max_sessions} sessions")
         session = Session(
             session_id=secrets.token_bytes(SESSION_ID_BYTES),
-            credential=self._new_credential(client_ufrag_of(offer)),
+            credential=self._new_credential(client_ufrag),
             certificate=self._certificate,
             vips=self.settings.vips,
             mux=self._mux,
             backend=self._make_backend(),
             clock=self._clock,
             on_end=self._end,
+            mid=mid,
         )
         self._sessions[session.session_id] = session
+        self.publish_load()
         self._mux.add(session)
         try:
             return session, await session.answer(offer)
@@ -166,17 +185,10 @@ class Hub:
     def _end(self, session: Session, reason: str) -> None:
         if self._sessions.pop(session.session_id, None) is None:
             return
+        self.publish_load()
         self.ended[reason] += 1
         self._mux.remove(session)
         logger.info("session %s ended: %s", session.session_id.hex(), reason)
         task = asyncio.create_task(session.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-def client_ufrag_of(sdp: str) -> str:
-    """The first a=ice-ufrag of an offer or fragment; a checked offer has one and bundles everything on it."""
-    for line in sdp.splitlines():
-        if line.startswith("a=ice-ufrag:"):
-            return line.partition(":")[2].strip()
-    raise OfferError(422, "no a=ice-ufrag")

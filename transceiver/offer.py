@@ -1,11 +1,15 @@
 """Checks an SDP offer before aiortc sees it: what a relayed session needs, and bounds on what is parsed."""
 
+import re
+from typing import NamedTuple
+
 from aiortc.sdp import SessionDescription
 
 # Chromium's offer for one audio track and a data channel has about 6 KB; with video about 12 KB.
 MAX_SDP_BYTES = 64 * 1024
 _MAX_LINES = 2000
 _MAX_MEDIA = 16
+_UFRAG, _PWD = re.compile(r"[A-Za-z0-9+/]{4,256}"), re.compile(r"[A-Za-z0-9+/]{22,256}")
 _AUDIO_CODECS = {"audio/opus", "audio/g722", "audio/pcmu", "audio/pcma"}
 
 
@@ -20,7 +24,14 @@ class OfferError(ValueError):
         self.status = status
 
 
-def check_offer_untrusted(sdp: str) -> None:
+class Offered(NamedTuple):
+    """What a session needs of a good offer: the first section's ``mid``, and the ICE ufrag of all sections."""
+
+    mid: str
+    client_ufrag: str
+
+
+def check_offer_untrusted(sdp: str) -> Offered:
     """Raise OfferError unless the offer can be answered on one bundled, multiplexed, encrypted transport."""
     if len(sdp) > MAX_SDP_BYTES or sdp.count("\n") > _MAX_LINES or sdp.count("\nm=") > _MAX_MEDIA:
         raise OfferError(
@@ -42,6 +53,7 @@ def check_offer_untrusted(sdp: str) -> None:
             raise OfferError(422, f"media section {media.kind!r} is not supported")
         if media.ice is None or not media.ice.usernameFragment or not media.ice.password:
             raise OfferError(422, f"{media.kind} section has no ICE credentials (a=ice-ufrag, a=ice-pwd)")
+        check_credentials(media.ice.usernameFragment, media.ice.password)
         if media.dtls is None or not media.dtls.fingerprints:
             raise OfferError(
                 422, f"{media.kind} section has no DTLS certificate (a=fingerprint); plain RTP is refused"
@@ -49,6 +61,30 @@ def check_offer_untrusted(sdp: str) -> None:
         if media.kind != "application" and not media.rtcp_mux:
             raise OfferError(422, f"{media.kind} section lacks a=rtcp-mux; set rtcpMuxPolicy to 'require'")
     _check_bundle(offer)
+    ice = offer.media[0].ice
+    assert ice is not None  # checked above
+    assert ice.usernameFragment is not None
+    return Offered(offer.media[0].rtp.muxId, ice.usernameFragment)
+
+
+def check_credentials(ufrag: str, pwd: str) -> None:
+    """Raise OfferError unless both are of RFC 8839's form (section 5.4)."""
+    if not _UFRAG.fullmatch(ufrag) or not _PWD.fullmatch(pwd):
+        raise OfferError(
+            422, "a=ice-ufrag needs 4 to 256 and a=ice-pwd 22 to 256 ice-chars (RFC 8839 section 5.4)"
+        )
+
+
+def parse_fragment_untrusted(fragment: str) -> tuple[str, str | None]:
+    """(ice-ufrag, ice-pwd or None) of a trickle-ice-sdpfrag (RFC 8840 section 9). Raises OfferError (400)."""
+    found: dict[str, str] = {}
+    for line in fragment.splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name in ("a=ice-ufrag", "a=ice-pwd"):
+            found.setdefault(name, value.strip())
+    if not found.get("a=ice-ufrag"):
+        raise OfferError(400, "fragment has no a=ice-ufrag (RFC 8840 section 9)")
+    return found["a=ice-ufrag"], found.get("a=ice-pwd")
 
 
 def _check_bundle(offer: SessionDescription) -> None:

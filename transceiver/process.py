@@ -19,9 +19,11 @@ from host.channel import STREAM_LIMIT, Channel, ChannelError
 from host.log import configure_logging
 from transceiver.backend.echo import EchoBackend
 from transceiver.hub import Hub, HubSettings
+from transceiver.load_board import LoadBoard
 from transceiver.mux import Mux
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.app import Signaling, SignalingSettings
+from transceiver.signaling.resources import Siblings
 from wire.admin import decode_message_untrusted
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class TransceiverProcess:
     def __init__(self, settings: TransceiverSettings) -> None:
         self._settings = settings
         self._mux = Mux(socket.socket(fileno=settings.udp_fd), settings.relay_networks, time.monotonic)
+        board = LoadBoard(settings.load_fd, settings.index)
         self._hub = Hub(
             HubSettings(
                 address=settings.address,
@@ -49,6 +52,7 @@ class TransceiverProcess:
             settings.keys,
             self._mux,
             EchoBackend,
+            publish_load=board.publish,
         )
         self._signaling = Signaling(
             self._hub,
@@ -59,6 +63,7 @@ class TransceiverProcess:
                 requests_per_s=settings.requests_per_s,
                 request_burst=settings.request_burst,
             ),
+            Siblings(board, settings.siblings_http),
         )
         self._ending = asyncio.Event()
 
@@ -73,6 +78,7 @@ class TransceiverProcess:
             await self._serve_http(self._signaling.public_app(), self._settings.http_fd, self._tls()),
             await self._serve_http(self._signaling.internal_app(), self._settings.internal_http_fd, None),
         ]
+        self._hub.publish_load()
         channel.send_event("ready")
         await self._ending.wait()
         self._hub.draining = True

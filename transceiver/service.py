@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from host.channel import ChannelError
@@ -11,6 +13,7 @@ from host.process import Process, ProcessSpec
 from host.sockets import bind_tcp, bind_udp, bound_address
 from host.supervisor import AdminMethod
 from transceiver.config import TransceiverConfig
+from transceiver.load_board import LoadBoard, create_board_fd
 from transceiver.settings import TransceiverSettings
 from wire.address import Address
 from wire.keys import KeyRing
@@ -38,6 +41,8 @@ class TransceiverService:
         self._keys = keys
         self._bearer_token = bearer_token
         self._sockets: list[tuple[socket.socket, socket.socket]] = []
+        self._load_fd = create_board_fd(config.processes)
+        self._board = LoadBoard(self._load_fd)
         self._http = bind_tcp("transceiver.http", config.http)
         try:
             for index in range(config.processes):
@@ -58,8 +63,9 @@ class TransceiverService:
             ProcessSpec(
                 name=f"transceiver-{index}",
                 module="transceiver.process",
-                fds=(udp.fileno(), self._http.fileno(), internal.fileno()),
-                settings=self._settings(udp, internal).to_message,
+                fds=(udp.fileno(), self._http.fileno(), internal.fileno(), self._load_fd),
+                settings=self._settings(index).to_message,
+                on_exit=partial(self._board.close_cell, index),
             )
             for index, (udp, internal) in enumerate(self._sockets)
         ]
@@ -98,6 +104,10 @@ class TransceiverService:
 
     def close(self) -> None:
         """Close every socket."""
+        if self._load_fd >= 0:
+            self._board.close()
+            os.close(self._load_fd)
+            self._load_fd = -1
         self._http.close()
         for pair in self._sockets:
             for sock in pair:
@@ -121,7 +131,8 @@ class TransceiverService:
             udp.close()
             raise
 
-    def _settings(self, udp: socket.socket, internal: socket.socket) -> TransceiverSettings:
+    def _settings(self, index: int) -> TransceiverSettings:
+        udp, internal = self._sockets[index]
         return TransceiverSettings(
             keys=self._keys,
             cluster_id=self._cluster_id,
@@ -136,6 +147,9 @@ class TransceiverService:
             request_burst=self._config.request_burst,
             tls_cert=str(self._config.tls_cert or ""),
             tls_key=str(self._config.tls_key or ""),
+            index=index,
+            siblings_http=tuple(bound_address(sibling) for _, sibling in self._sockets),
+            load_fd=self._load_fd,
             udp_fd=udp.fileno(),
             http_fd=self._http.fileno(),
             internal_http_fd=internal.fileno(),

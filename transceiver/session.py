@@ -25,7 +25,10 @@ _CLOSE_TIMEOUT_S = 5.0
 
 
 class Session:
-    """Made by the hub for an offer; ``phases`` holds seconds since its making (answered, latched, connected)."""
+    """Made by the hub for an offer, whose first section is ``mid``.
+
+    ``phases`` holds seconds since its making (answered, latched, connected).
+    """
 
     def __init__(
         self,
@@ -38,8 +41,10 @@ class Session:
         backend: Backend,
         clock: Callable[[], float],
         on_end: Callable[["Session", str], None],
+        mid: str,
     ) -> None:
         self.session_id = session_id
+        self.mid = mid
         self.etag = new_etag()
         self.counters: Counter[str] = Counter()
         self.phases: dict[str, float] = {}

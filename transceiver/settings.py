@@ -10,7 +10,10 @@ from wire.keys import KeyRing
 
 @dataclass(frozen=True, kw_only=True)
 class TransceiverSettings:
-    """The inherited sockets and what the process serves. ``tls_cert`` and ``tls_key`` are file names, or empty."""
+    """The inherited sockets and what the process serves. ``tls_cert`` and ``tls_key`` are file names, or empty.
+
+    ``siblings_http`` are the internal addresses of all processes of this host, ``index`` is the place of this one.
+    """
 
     keys: KeyRing
     cluster_id: int
@@ -25,6 +28,9 @@ class TransceiverSettings:
     request_burst: int
     tls_cert: str
     tls_key: str
+    index: int
+    siblings_http: tuple[Address, ...]
+    load_fd: int
     udp_fd: int
     http_fd: int
     internal_http_fd: int
@@ -37,6 +43,7 @@ class TransceiverSettings:
             "address": str(self.address),
             "internal_http": str(self.internal_http),
             "vips": [str(vip) for vip in self.vips],
+            "siblings_http": [str(address) for address in self.siblings_http],
             "relay_networks": [str(network) for network in self.relay_networks],
         }
 
@@ -50,6 +57,7 @@ class TransceiverSettings:
                 "address": Address.parse(message["address"]),
                 "internal_http": Address.parse(message["internal_http"]),
                 "vips": tuple(map(Address.parse, message["vips"])),
+                "siblings_http": tuple(map(Address.parse, message["siblings_http"])),
                 "relay_networks": tuple(map(ip_network, message["relay_networks"])),
                 "origins": tuple(message["origins"]),
             }

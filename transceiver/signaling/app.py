@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +16,14 @@ from transceiver.hub import Hub
 from transceiver.offer import MAX_SDP_BYTES
 from transceiver.signaling.errors import SignalingError
 from transceiver.signaling.limits import RateLimit
-from transceiver.signaling.resources import INTERNAL_HEADER, SDP, SDP_FRAGMENT, Answer, SessionResources
+from transceiver.signaling.resources import (
+    INTERNAL_HEADER,
+    SDP,
+    SDP_FRAGMENT,
+    Answer,
+    SessionResources,
+    Siblings,
+)
 from transceiver.signaling.websocket import serve_websocket
 from wire.keys import KeyRing
 
@@ -48,12 +56,14 @@ class SignalingSettings:
 class Signaling:
     """Handlers of both applications."""
 
-    def __init__(self, hub: Hub, keys: KeyRing, settings: SignalingSettings) -> None:
+    def __init__(
+        self, hub: Hub, keys: KeyRing, settings: SignalingSettings, siblings: Siblings | None = None
+    ) -> None:
         self._hub = hub
         self._keys = keys
         self._settings = settings
         self._limit = RateLimit(per_s=settings.requests_per_s, burst=settings.request_burst)
-        self._resources = SessionResources(hub, keys)
+        self._resources = SessionResources(hub, keys, siblings)
 
     def public_app(self) -> web.Application:
         """What clients reach: WHIP, WebSocket, page, health."""
@@ -75,6 +85,7 @@ class Signaling:
         app = web.Application(
             client_max_size=MAX_SDP_BYTES, middlewares=[self._render_errors, self._guard_internal]
         )
+        app.router.add_post("/whip", self._create_here)
         self._add_sessions(app)
         return app
 
@@ -95,7 +106,12 @@ class Signaling:
 
     async def _create(self, request: web.Request) -> web.Response:
         _require_content_type(request, SDP)
-        token, answer = await self._resources.create(await request.text())
+        return self._created(*await self._resources.create(await request.text()))
+
+    async def _create_here(self, request: web.Request) -> web.Response:
+        return self._created(*await self._resources.create_here(await request.text()))
+
+    def _created(self, token: str, answer: Answer) -> web.Response:
         response = _response(answer)
         response.headers["Location"] = f"/whip/sessions/{token}"
         return response
@@ -155,6 +171,10 @@ class Signaling:
         return await handler(request)
 
     def _require_origin(self, request: web.Request) -> None:
+        host = urlsplit(f"//{request.host}").hostname or ""
+        if not self._settings.bearer_token and not _is_loopback_name(host):
+            # Without a token, a page of any site could call us under a name that it made resolve to loopback.
+            raise SignalingError(403, f"without a bearer token only loopback names are served, not {host}")
         origin = request.headers.get("Origin")
         if origin and origin not in self._settings.origins and urlsplit(origin).netloc != request.host:
             raise SignalingError(403, f"pages of {origin} may not call; add it to transceiver.origins")
@@ -191,6 +211,13 @@ class Signaling:
                     "Vary": "Origin",
                 }
             )
+
+
+def _is_loopback_name(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _subprotocol_token(request: web.Request) -> str:

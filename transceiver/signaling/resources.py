@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from transceiver.hub import Hub, HubFullError, NoSuchSessionError, client_ufrag_of
-from transceiver.offer import MAX_SDP_BYTES, OfferError
+from transceiver.hub import Hub, HubFullError, NoSuchSessionError
+from transceiver.ice import Credential
+from transceiver.load_board import LoadBoard
+from transceiver.offer import MAX_SDP_BYTES, OfferError, check_credentials, parse_fragment_untrusted
 from transceiver.peer import vip_candidates
 from transceiver.session import Session
 from transceiver.signaling.errors import SignalingError
+from wire.address import Address
 from wire.errors import WireError
 from wire.keys import KeyRing
 from wire.session_token import open_token_untrusted, seal_token
@@ -21,6 +24,7 @@ SDP = "application/sdp"
 SDP_FRAGMENT = "application/trickle-ice-sdpfrag"
 INTERNAL_HEADER = "X-Relayctl-Internal"
 _RETRY_AFTER_S = 5
+_PASSED_BACK = ("ETag", "Location", "Retry-After")
 _PASS_ON_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
@@ -37,9 +41,10 @@ class Answer:
 class SessionResources:
     """The operations behind both signaling protocols. All raise SignalingError."""
 
-    def __init__(self, hub: Hub, keys: KeyRing) -> None:
+    def __init__(self, hub: Hub, keys: KeyRing, siblings: "Siblings | None" = None) -> None:
         self._hub = hub
         self._keys = keys
+        self._siblings = siblings
         self._http: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -48,7 +53,19 @@ class SessionResources:
             await self._http.close()
 
     async def create(self, offer: str) -> tuple[str, Answer]:
-        """POST: (token, 201 with the SDP answer)."""
+        """POST: (token, 201 with the SDP answer), made by the least loaded process of this host."""
+        sibling = self._siblings.choose() if self._siblings else None
+        if sibling is not None:
+            answer = await self._pass_on(sibling, "POST", "/whip", offer, {"Content-Type": SDP})
+            if answer is not None and answer.status != 503:
+                token = answer.headers.pop("Location", "").rpartition("/")[2]
+                if answer.status == 201:
+                    return token, answer
+                raise SignalingError(answer.status, answer.body.strip())
+        return await self.create_here(offer)
+
+    async def create_here(self, offer: str) -> tuple[str, Answer]:
+        """POST, by this process."""
         try:
             session, sdp = await self._hub.create(offer)
         except OfferError as error:
@@ -72,21 +89,32 @@ class SessionResources:
                 412, "If-Match is not the current ETag: ICE was restarted since", _etag(session)
             )
         try:
-            client_ufrag = client_ufrag_of(fragment)
-        except OfferError:
-            raise SignalingError(400, "fragment has no a=ice-ufrag (RFC 8840 section 9)") from None
-        if client_ufrag == session.agent.credential.client_ufrag:
-            return Answer(204, headers=_etag(session))
-        if "a=ice-pwd:" not in fragment:
-            raise SignalingError(400, "fragment has a new a=ice-ufrag but no a=ice-pwd (RFC 8840 section 9)")
+            client_ufrag, client_pwd = parse_fragment_untrusted(fragment)
+            if client_ufrag == session.agent.credential.client_ufrag:
+                return Answer(204, headers=_etag(session))
+            check_credentials(client_ufrag, client_pwd or "")
+        except OfferError as error:
+            raise SignalingError(error.status, str(error)) from None
         credential = self._hub.restart_ice(session, client_ufrag)
-        lines = ["a=ice-lite", f"a=ice-ufrag:{credential.server_ufrag}", f"a=ice-pwd:{credential.ice_pwd}"]
-        for candidate in vip_candidates(self._hub.settings.vips):
-            lines.append(
-                f"a=candidate:{candidate.foundation} 1 udp {candidate.priority} {candidate.ip} {candidate.port} typ host"
-            )
-        lines += ["a=end-of-candidates", ""]
-        return Answer(200, "\r\n".join(lines), SDP_FRAGMENT, _etag(session))
+        return Answer(200, self._restart_fragment(session, credential), SDP_FRAGMENT, _etag(session))
+
+    def _restart_fragment(self, session: Session, credential: Credential) -> str:
+        # https://www.rfc-editor.org/rfc/rfc8840#section-9: a pseudo m-line, then what belongs to its mid
+        candidates = [
+            f"a=candidate:{c.foundation} {c.component} {c.protocol} {c.priority} {c.ip} {c.port} typ {c.type}"
+            for c in vip_candidates(self._hub.settings.vips)
+        ]
+        lines = [
+            "a=ice-lite",
+            "m=audio 9 UDP/TLS/RTP/SAVPF 0",
+            f"a=mid:{session.mid}",
+            f"a=ice-ufrag:{credential.server_ufrag}",
+            f"a=ice-pwd:{credential.ice_pwd}",
+            *candidates,
+            "a=end-of-candidates",
+            "",
+        ]
+        return "\r\n".join(lines)
 
     async def delete(self, token: str) -> Answer:
         """DELETE (RFC 9725 section 4.2): hang up."""
@@ -109,18 +137,43 @@ class SessionResources:
                 return self._hub.get(named.session_id)
             except NoSuchSessionError as error:
                 raise SignalingError(404, str(error)) from None
-        url = f"http://{named.owner}/whip/sessions/{token}"
-        headers = {INTERNAL_HEADER: self._keys.sealing.internal_http, "Content-Type": SDP_FRAGMENT}
+        headers = {"Content-Type": SDP_FRAGMENT}
         if if_match is not None:
             headers["If-Match"] = if_match
+        answer = await self._pass_on(named.owner, method, f"/whip/sessions/{token}", body, headers)
+        if answer is None:
+            raise SignalingError(404, "no such session; the transceiver that owned it is gone")
+        return answer
+
+    async def _pass_on(
+        self, owner: Address, method: str, path: str, body: str | None, headers: dict[str, str]
+    ) -> Answer | None:
+        """The answer of another process, or None if it cannot be reached."""
         if self._http is None:
-            self._http = aiohttp.ClientSession(timeout=_PASS_ON_TIMEOUT)
+            self._http = aiohttp.ClientSession(
+                timeout=_PASS_ON_TIMEOUT, headers={INTERNAL_HEADER: self._keys.sealing.internal_http}
+            )
         try:
-            async with self._http.request(method, url, data=body, headers=headers) as response:
-                passed_on = {"ETag": response.headers["ETag"]} if "ETag" in response.headers else {}
-                return Answer(response.status, await response.text(), response.content_type, passed_on)
+            async with self._http.request(
+                method, f"http://{owner}{path}", data=body, headers=headers
+            ) as response:
+                kept = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
+                return Answer(response.status, await response.text(), response.content_type, kept)
         except (aiohttp.ClientError, TimeoutError):
-            raise SignalingError(404, "no such session; the transceiver that owned it is gone") from None
+            return None
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """The transceiver processes of this host: their load, and where each takes what is passed on to it."""
+
+    board: LoadBoard
+    internal_http: tuple[Address, ...]
+
+    def choose(self) -> Address | None:
+        """A process that should have the next session instead of us."""
+        process = self.board.reserve_less_loaded()
+        return None if process is None else self.internal_http[process]
 
 
 def _etag(session: Session) -> dict[str, str]:
