@@ -7,7 +7,8 @@ Rules:
 3. The first address with a fresh check is latched and gets our DTLS ClientHello, without waiting for USE-CANDIDATE.
 4. Until DTLS completes we send to the address that DTLS last came from. While none has come, a flight that was not
    answered for half a second is tried on the next validated address (the first pair may be dead one way).
-5. After that the path follows the newest authenticated, in-order packet: whoever holds the keys and moves on, moves us.
+5. After that the path follows the newest authenticated, in-order SRTP, SRTCP or DTLS packet: whoever holds the keys and
+   moves on, moves us.
 6. USE-CANDIDATE, which Chromium and Firefox put on every check to a lite agent, moves the path only when the selected
    address has been silent: for 1 s where media was flowing, for 6 s where it was not.
 7. An address that has not sent an authenticated packet gets at most three times the bytes that it sent.
@@ -72,11 +73,13 @@ class CheckRefusal(Enum):
 
 
 class CheckResult(NamedTuple):
-    """``answer`` goes back to where the check came from. ``added`` and ``removed`` are changes of the validated paths."""
+    """``answer`` goes back to where the check came from. ``validated`` if the check was fresh; its path may have pushed out
+    ``removed``.
+    """
 
     answer: bytes = b""
     refusal: CheckRefusal | None = None
-    added: Path | None = None
+    validated: bool = False
     removed: Path | None = None
 
 
@@ -120,6 +123,7 @@ class IceLiteAgent:
         self._dtls_seen = False
         self._dtls_sent_at = float("-inf")
         self._media_interval_s = float("inf")
+        self._rtcp_indices: dict[int, int] = {}
         self._highest_record = -1
         self._authenticated_at = float("inf")
 
@@ -191,8 +195,7 @@ class IceLiteAgent:
         if message.transaction_id in self._transactions:
             return CheckResult(answer)
         self._remember(message.transaction_id)
-        added = path if path not in self._paths else None
-        removed = self._make_room() if added else None
+        removed = self._make_room() if path not in self._paths else None
         state = self._paths.setdefault(path, _PathState(relay))
         state.relay, state.checked_at = relay, now
         state.bytes_in += len(datagram)
@@ -203,7 +206,7 @@ class IceLiteAgent:
             self._move(path)
         if path == self.selected:
             self._consent_at = now
-        return CheckResult(answer, added=added, removed=removed)
+        return CheckResult(answer, validated=True, removed=removed)
 
     def receive_datagram(self, length: int, path: Path) -> bool:
         """Note a DTLS or SRTP datagram; False if it is from no validated path and must be dropped."""
@@ -256,10 +259,18 @@ class IceLiteAgent:
         stream.highest += ahead
         return True
 
-    def is_newest_record(self, record_number: int) -> bool:
+    def is_newest_rtcp(self, ssrc: int, index: int) -> bool:
+        """Whether an authenticated SRTCP packet is later than all before it of its sender; notes it."""
+        known = self._rtcp_indices.get(ssrc, -1)
+        if index <= known or (known < 0 and len(self._rtcp_indices) >= _MAX_STREAMS):
+            return False
+        self._rtcp_indices[ssrc] = index
+        return True
+
+    def is_newest_record(self, number: int) -> bool:
         """Whether an authenticated DTLS record (epoch and sequence number, 64 bit) is later than all before it; notes it."""
-        newest = record_number > self._highest_record
-        self._highest_record = max(self._highest_record, record_number)
+        newest = number > self._highest_record
+        self._highest_record = max(self._highest_record, number)
         return newest
 
     def destination(self, length: int, *, dtls: bool, now: float) -> tuple[Path, Address] | None:

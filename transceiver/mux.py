@@ -149,7 +149,7 @@ class Mux:
         self.send(result.answer, path, relay)
         if result.removed is not None and self._by_path.get(result.removed) is endpoint:
             del self._by_path[result.removed]
-        if path in endpoint.agent.paths:
+        if result.validated:
             self._by_path[path] = endpoint
             endpoint.path_validated()
 

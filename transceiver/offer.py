@@ -33,7 +33,13 @@ class Offered(NamedTuple):
 
 def check_offer_untrusted(sdp: str) -> Offered:
     """Raise OfferError unless the offer can be answered on one bundled, multiplexed, encrypted transport."""
-    if len(sdp) > MAX_SDP_BYTES or sdp.count("\n") > _MAX_LINES or sdp.count("\nm=") > _MAX_MEDIA:
+    lines = sdp.splitlines()  # as the parser does, at more than \r\n
+    media_count = sum(line.startswith("m=") for line in lines)
+    if (
+        len(sdp.encode(errors="replace")) > MAX_SDP_BYTES
+        or len(lines) > _MAX_LINES
+        or media_count > _MAX_MEDIA
+    ):
         raise OfferError(
             400, f"offer exceeds {MAX_SDP_BYTES} bytes, {_MAX_LINES} lines or {_MAX_MEDIA} media sections"
         )
@@ -92,6 +98,10 @@ def _check_bundle(offer: SessionDescription) -> None:
     if not all(mids) or len(set(mids)) != len(mids):
         raise OfferError(422, "each media section needs a=mid of its own")
     bundled = {str(mid) for group in offer.group if group.semantic == "BUNDLE" for mid in group.items}
+    if not bundled <= set(mids):
+        raise OfferError(
+            422, f"a=group:BUNDLE names {', '.join(sorted(bundled - set(mids)))}, which is no a=mid"
+        )
     missing = [mid for mid in mids if mid not in bundled]
     if missing:
         raise OfferError(

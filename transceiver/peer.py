@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import aiortc.rtp
 import numpy as np
 from aioice import Candidate, ConnectionClosed
-from aiortc import RTCCertificate, RTCConfiguration, RTCIceTransport, RTCPeerConnection
+from aiortc import (
+    RTCCertificate,
+    RTCConfiguration,
+    RTCIceTransport,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
 from aiortc.rtcconfiguration import RTCBundlePolicy
 from aiortc.rtcdtlstransport import RTCDtlsTransport
 from aiortc.rtcicetransport import RTCIceCandidate, RTCIceGatherer, RTCIceParameters
@@ -30,6 +36,8 @@ from wire.demux import PacketClass, classify
 _MAX_QUEUED = 64
 # https://www.rfc-editor.org/rfc/rfc8445#section-5.1.2.1: type preference 126 (host), local preference, component 1
 _HOST_PRIORITY = (126 << 24) | 255
+_CM_TAG_BYTES = 10
+_MAX_RECORD_BYTES = 1500
 # aiortc offers ECDSA suites only, so as DTLS client it could not finish with a peer whose certificate is RSA
 # (GStreamer's default, some embedded stacks).
 _CIPHERS = b":".join(
@@ -210,12 +218,22 @@ class _AuthenticatedDataReceiver:
 
     async def _handle_data(self, data: bytes) -> None:
         record = self._connection.received
-        # https://www.rfc-editor.org/rfc/rfc6347#section-4.1: epoch and sequence number at 3. DTLS 1.3 encrypts them
-        # (RFC 9147 section 4.2.3), so its records renew a path but do not move it.
-        plain = 20 <= record[0] <= 25 and len(record) >= 13
-        newest = plain and self._connection.agent.is_newest_record(int.from_bytes(record[3:11], "big"))
-        self._connection.authenticated(newest=newest)
+        # https://www.rfc-editor.org/rfc/rfc6347#section-4.1: epoch and sequence number at 3, length at 11. Of several
+        # records in a datagram only one need be authentic, so they prove nothing; DTLS 1.3 encrypts the number
+        # (RFC 9147 section 4.2.3).
+        if 20 <= record[0] <= 25 and len(record) == 13 + int.from_bytes(record[11:13], "big"):
+            newest = self._connection.agent.is_newest_record(int.from_bytes(record[3:11], "big"))
+            self._connection.authenticated(newest=newest)
         await self._receiver._handle_data(data)
+
+
+class MuxIceTransport(RTCIceTransport):
+    """Ends quietly: aiortc starts the transport once for each section, also after its end."""
+
+    async def start(self, remoteParameters: RTCIceParameters) -> None:  # noqa: N803  # the base class's name
+        """See the base class."""
+        if self.state != "closed":
+            await super().start(remoteParameters)
 
 
 class MuxDtlsTransport(RTCDtlsTransport):
@@ -244,16 +262,43 @@ class MuxDtlsTransport(RTCDtlsTransport):
 
     async def _handle_rtcp_data(self, data: bytes) -> None:
         try:
-            self._connection.authenticated(newest=False)
+            # https://www.rfc-editor.org/rfc/rfc3550#section-6.4.1: the sender's SSRC at 4
+            (ssrc,) = struct.unpack_from("!4xI", data)
+            newest = self._connection.agent.is_newest_rtcp(ssrc, self._srtcp_index())
+            self._connection.authenticated(newest=newest)
             await super()._handle_rtcp_data(data)
         except (ValueError, IndexError, struct.error):
             self._observer.count("rtcp_malformed")
+
+    async def _recv_next(self) -> None:
+        await super()._recv_next()
+        # aiortc reads one record of a datagram and leaves the others for the next, which would be taken for their origin.
+        if self.encrypted and self._ssl and classify(self._connection.received) is PacketClass.DTLS:
+            await self._read_further_records(self._ssl)
+
+    async def _read_further_records(self, ssl: SSL.Connection) -> None:
+        while True:
+            try:
+                data = ssl.recv(_MAX_RECORD_BYTES)
+            except SSL.ZeroReturnError:
+                raise ConnectionError("DTLS closed by the client") from None
+            except SSL.Error:
+                return
+            if self._data_receiver:
+                await self._data_receiver._handle_data(data)
 
     def _register_data_receiver(self, receiver: Any) -> None:
         super()._register_data_receiver(_AuthenticatedDataReceiver(receiver, self._connection))
 
     def _unregister_data_receiver(self, receiver: Any) -> None:
         self._data_receiver = None
+
+    def _srtcp_index(self) -> int:
+        """Of the SRTCP packet that ``recv`` gave last: behind the tag with AES-GCM, before it with AES-CM."""
+        # https://www.rfc-editor.org/rfc/rfc7714#section-9.2 and https://www.rfc-editor.org/rfc/rfc3711#section-3.4
+        assert self._ssl is not None  # SRTCP was decrypted with its keys
+        end = None if b"GCM" in self._ssl.get_selected_srtp_profile() else -_CM_TAG_BYTES
+        return int.from_bytes(self._connection.received[:end][-4:], "big") & 0x7FFF_FFFF
 
 
 class RelayedPeerConnection(RTCPeerConnection):
@@ -281,10 +326,16 @@ class RelayedPeerConnection(RTCPeerConnection):
         self._vips = vips
         self._observer = observer
 
+    async def setRemoteDescription(self, sessionDescription: RTCSessionDescription) -> None:  # noqa: N802, N803
+        """See the base class, which would stop the one transport when the offer's first section is not our first."""
+        for transceiver in self.getTransceivers():
+            transceiver._bundled = True
+        await super().setRemoteDescription(sessionDescription)
+
     def _RTCPeerConnection__createDtlsTransport(self) -> MuxDtlsTransport:  # noqa: N802  # overrides aiortc's private name
         gatherer = MuxGatherer(self._connection, self._vips)
         gatherer.on("statechange", self._RTCPeerConnection__updateIceGatheringState)
-        ice = RTCIceTransport(cast("RTCIceGatherer", gatherer))
+        ice = MuxIceTransport(cast("RTCIceGatherer", gatherer))
         ice.on("statechange", self._RTCPeerConnection__updateIceConnectionState)
         ice.on("statechange", self._RTCPeerConnection__updateConnectionState)
         self._RTCPeerConnection__iceTransports.add(ice)

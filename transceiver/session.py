@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from aiortc import RTCCertificate, RTCSessionDescription
-from aiortc.exceptions import InvalidStateError
 
 from transceiver.backend import Backend
 from transceiver.ice import Credential, IceLiteAgent, Path
@@ -64,8 +63,8 @@ class Session:
             await self._peer.setRemoteDescription(RTCSessionDescription(sdp=offer, type="offer"))
             self._silence_video()
             await self._peer.setLocalDescription(await self._peer.createAnswer())
-        except (ValueError, InvalidStateError, KeyError, IndexError, AssertionError, AttributeError) as error:
-            raise OfferError(422, f"offer cannot be answered: {error}") from error
+        except Exception as error:  # aiortc raises whatever a strange offer makes it trip over
+            raise OfferError(422, f"offer cannot be answered ({type(error).__name__}: {error})") from error
         self._note_phase("answered")
         return str(self._peer.localDescription.sdp)
 

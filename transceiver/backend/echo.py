@@ -40,6 +40,7 @@ class EchoBackend:
 
     def __init__(self) -> None:
         self._echo = _EchoTrack()
+        self._echoing = False
         self._pumps: list[asyncio.Task[None]] = []
 
     def attach(self, peer: RTCPeerConnection) -> None:
@@ -56,7 +57,8 @@ class EchoBackend:
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
     def _receive_track(self, track: MediaStreamTrack) -> None:
-        echo = self._echo if track.kind == "audio" and not self._pumps else None
+        echo = self._echo if track.kind == "audio" and not self._echoing else None
+        self._echoing = self._echoing or echo is not None
         self._pumps.append(asyncio.create_task(self._pump(track, echo)))
 
     async def _pump(self, track: MediaStreamTrack, echo: _EchoTrack | None) -> None:

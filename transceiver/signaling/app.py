@@ -150,7 +150,7 @@ class Signaling:
             return web.Response(status=error.status, text=f"{error}\n", headers=error.headers)
         except web.HTTPRequestEntityTooLarge:
             return web.Response(status=413, text=f"body exceeds {MAX_SDP_BYTES} bytes; no SDP is that long\n")
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):
             return web.Response(status=400, text="body is not UTF-8 text\n")
 
     @web.middleware
@@ -164,19 +164,17 @@ class Signaling:
     @web.middleware
     async def _guard_internal(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         shown = request.headers.get(INTERNAL_HEADER, "")
-        if not any(
-            hmac.compare_digest(shown.encode(), known.encode()) for known in self._keys.internal_http()
-        ):
+        if not any(_same(shown, known) for known in self._keys.internal_http()):
             raise SignalingError(403, "internal listener")
         return await handler(request)
 
     def _require_origin(self, request: web.Request) -> None:
-        host = urlsplit(f"//{request.host}").hostname or ""
+        host = _hostname(f"//{request.host}")
         if not self._settings.bearer_token and not _is_loopback_name(host):
             # Without a token, a page of any site could call us under a name that it made resolve to loopback.
             raise SignalingError(403, f"without a bearer token only loopback names are served, not {host}")
         origin = request.headers.get("Origin")
-        if origin and origin not in self._settings.origins and urlsplit(origin).netloc != request.host:
+        if origin and origin not in self._settings.origins and origin.partition("://")[2] != request.host:
             raise SignalingError(403, f"pages of {origin} may not call; add it to transceiver.origins")
 
     def _require_rate(self, request: web.Request) -> None:
@@ -190,9 +188,7 @@ class Signaling:
         if request.path == "/ws" and not shown:
             # A browser's WebSocket cannot set headers: the token comes as a second subprotocol.
             scheme, shown = "bearer", _subprotocol_token(request)
-        if wanted and not (
-            scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), wanted.encode())
-        ):
+        if wanted and not (scheme.lower() == "bearer" and _same(shown.strip(), wanted)):
             raise SignalingError(
                 401, "a bearer token is needed (Authorization: Bearer TOKEN)", {"WWW-Authenticate": "Bearer"}
             )
@@ -211,6 +207,18 @@ class Signaling:
                     "Vary": "Origin",
                 }
             )
+
+
+def _hostname(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # an unfinished bracket
+        return ""
+
+
+def _same(shown: str, wanted: str) -> bool:
+    """Compare credentials in constant time; a header may hold bytes that are no text."""
+    return hmac.compare_digest(shown.encode(errors="surrogateescape"), wanted.encode())
 
 
 def _is_loopback_name(host: str) -> bool:

@@ -159,6 +159,8 @@ class SessionResources:
             ) as response:
                 kept = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
                 return Answer(response.status, await response.text(), response.content_type, kept)
+        except ValueError:  # a line end in a header, or half a surrogate in the body
+            raise SignalingError(400, "If-Match or body holds characters that HTTP cannot carry") from None
         except (aiohttp.ClientError, TimeoutError):
             return None
 

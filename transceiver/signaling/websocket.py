@@ -40,7 +40,7 @@ async def serve_websocket(
             reply = await _answer(decode_message_untrusted(message.data.encode()), resources)
         except SignalingError as error:
             reply = {"type": "error", "status": error.status, "detail": str(error)}
-        except WireError as error:
+        except (WireError, UnicodeError) as error:
             reply = {"type": "error", "status": 400, "detail": str(error)}
         await socket.send_json(reply)
     return socket

@@ -1,0 +1,119 @@
+"""Transceiver processes in one event loop: each with its hub, its UDP socket, and both of its HTTP listeners."""
+
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
+
+from host.sockets import bind_tcp, bind_udp, bound_address
+from tests.transceiver.checks import VIP, VIP_V6
+from transceiver.backend import BackendFactory
+from transceiver.backend.echo import EchoBackend
+from transceiver.hub import Hub, HubSettings
+from transceiver.load_board import LoadBoard, create_board_fd
+from transceiver.mux import Mux
+from transceiver.signaling.app import Signaling, SignalingSettings
+from transceiver.signaling.resources import Siblings
+from wire.address import Address
+from wire.keys import FleetKey, KeyRing
+
+KEYS = KeyRing([FleetKey(1, bytes(range(32)))], 1)
+LOOPBACK = Address.parse("127.0.0.1:0")
+CLUSTER_ID = 7
+
+Client = TestClient[Request, Application]
+
+
+@dataclass
+class Process:
+    """``public`` is a client of the public listener; ``internal`` one of the siblings' listener."""
+
+    hub: Hub
+    mux: Mux
+    address: Address
+    public: Client
+    internal: Client
+
+    async def restart_empty(self) -> None:
+        """Every session is gone; the listeners are still there."""
+        await self.hub.close_all("restarted")
+
+
+@asynccontextmanager
+async def serving(
+    *,
+    keys: KeyRing = KEYS,
+    vips: tuple[Address, ...] = (VIP, VIP_V6),
+    bearer_token: str = "",
+    origins: tuple[str, ...] = (),
+    request_burst: int = 10_000,
+    max_sessions: int = 100,
+    make_backend: BackendFactory = EchoBackend,
+    clock: Callable[[], float] = time.monotonic,
+    listener: socket.socket | None = None,
+    siblings: Siblings | None = None,
+) -> AsyncIterator[Process]:
+    """A process that serves until the end of the block."""
+    udp, internal_listener = bind_udp("udp", LOOPBACK), listener or bind_tcp("internal", LOOPBACK)
+    mux = Mux(udp, (ip_network("127.0.0.0/8"),), clock)
+    settings = HubSettings(
+        address=bound_address(udp),
+        internal_http=bound_address(internal_listener),
+        vips=vips,
+        cluster_id=CLUSTER_ID,
+        max_sessions=max_sessions,
+    )
+    hub = Hub(
+        settings, keys, mux, make_backend, clock, siblings.board.publish if siblings else lambda load: None
+    )
+    hub.publish_load()
+    signaling = Signaling(
+        hub,
+        keys,
+        SignalingSettings(
+            bearer_token=bearer_token, origins=origins, requests_per_s=0.5, request_burst=request_burst
+        ),
+        siblings,
+    )
+    public = TestClient(TestServer(signaling.public_app()))
+    internal = TestClient(
+        TestServer(signaling.internal_app(), socket_factory=lambda host, port, family: internal_listener)
+    )
+    mux.start()
+    await public.start_server()
+    await internal.start_server()
+    try:
+        yield Process(hub, mux, settings.address, public, internal)
+    finally:
+        await public.close()
+        await internal.close()
+        await hub.close_all("shut down")
+        mux.stop()
+    assert len(hub) == 0
+
+
+@asynccontextmanager
+async def serving_siblings(processes: int, *, max_sessions: int = 100) -> AsyncIterator[list[Process]]:
+    """Processes of one host, which know each other's load."""
+    listeners = [bind_tcp("internal", LOOPBACK) for _ in range(processes)]
+    addresses = tuple(map(bound_address, listeners))
+    fd = create_board_fd(processes)
+    async with AsyncExitStack() as stack:
+        stack.callback(os.close, fd)
+        served = []
+        for own, listener in enumerate(listeners):
+            board = LoadBoard(fd, own)
+            stack.callback(board.close)
+            siblings = Siblings(board, addresses)
+            served.append(
+                await stack.enter_async_context(
+                    serving(listener=listener, siblings=siblings, max_sessions=max_sessions)
+                )
+            )
+        yield served

@@ -1,0 +1,151 @@
+"""aiortc's private names that transceiver/peer.py relies on: a release that changes them fails here."""
+
+import ast
+import inspect
+import re
+import textwrap
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import aiortc
+import aiortc.rtcpeerconnection
+import aiortc.rtcrtpsender
+import aiortc.rtp
+import pytest
+from aioice import Candidate, Connection
+from aiortc import RTCCertificate, RTCConfiguration, RTCIceTransport, RTCPeerConnection, RTCSctpTransport
+from aiortc.rtcdtlstransport import RTCDtlsTransport
+from aiortc.rtcicetransport import RTCIceGatherer
+
+from tests.transceiver.checks import CREDENTIAL, VIP, VIP_V6, Clock
+from tests.transceiver.test_peer import Standalone
+from transceiver import peer
+from transceiver.ice import IceLiteAgent
+from transceiver.peer import MuxDtlsTransport, MuxGatherer, RelayedPeerConnection
+
+_ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("package", ["aiortc", "aioice"])
+def test_version_is_the_pinned_one(package: str) -> None:
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    [pinned] = [line for line in project["dependencies"] if re.match(rf"{package}\b", line)]
+    assert pinned == f"{package}=={version(package)}"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (RTCPeerConnection, "_RTCPeerConnection__createDtlsTransport", ["self"]),
+        (RTCPeerConnection, "_RTCPeerConnection__updateIceGatheringState", ["self"]),
+        (RTCPeerConnection, "_RTCPeerConnection__updateIceConnectionState", ["self"]),
+        (RTCPeerConnection, "_RTCPeerConnection__updateConnectionState", ["self"]),
+        (RTCDtlsTransport, "_handle_rtp_data", ["self", "data", "arrival_time_ms"]),
+        (RTCDtlsTransport, "_handle_rtcp_data", ["self", "data"]),
+        (RTCDtlsTransport, "_register_data_receiver", ["self", "receiver"]),
+        (RTCDtlsTransport, "_unregister_data_receiver", ["self", "receiver"]),
+        (RTCCertificate, "_create_ssl_context", ["self", "srtp_profiles"]),
+        (RTCSctpTransport, "_handle_data", ["self", "data"]),
+        (aiortc.rtp, "compute_audio_level_dbov", ["frame"]),
+    ],
+)
+def test_method_exists_with_its_parameters(owner: object, name: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
+
+
+async def test_attributes_exist_on_a_connection() -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    connection.addTransceiver("audio")
+    attributes = vars(connection)
+    assert [type(c) for c in attributes["_RTCPeerConnection__certificates"]] == [RTCCertificate]
+    assert [type(t) for t in attributes["_RTCPeerConnection__iceTransports"]] == [RTCIceTransport]
+    [dtls] = attributes["_RTCPeerConnection__dtlsTransports"]
+    assert type(dtls) is RTCDtlsTransport
+    assert dtls._data_receiver is None
+    await connection.close()
+
+
+async def test_every_transport_is_made_by_the_method_that_is_overridden() -> None:
+    lone = Standalone()
+    connection = RelayedPeerConnection(
+        lone.connection, RTCCertificate.generateCertificate(), (VIP, VIP_V6), lone.tally
+    )
+    connection.createDataChannel("events")
+    connection.addTransceiver("audio")
+    connection.addTransceiver("video")
+    transports = connection._RTCPeerConnection__dtlsTransports
+    assert [type(transport) for transport in transports] == [MuxDtlsTransport]
+    [ice] = connection._RTCPeerConnection__iceTransports
+    assert type(ice.iceGatherer).__name__ == MuxGatherer.__name__
+    await connection.close()
+
+
+def _names_used(owner: object, prefix: str) -> set[str]:
+    """Attributes that ``owner``'s source takes of anything called ``prefix``."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))  # type: ignore[arg-type]
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith(prefix)
+    }
+
+
+def test_stand_in_has_every_name_that_aiortc_uses_of_aioices_connection() -> None:
+    used = _names_used(RTCIceTransport, "_connection") | _names_used(
+        aiortc.rtcpeerconnection, "iceTransport._connection"
+    )
+    assert {"connect", "recv", "send", "close", "get_event", "ice_controlling"} <= used
+    stand_in = Standalone().connection
+    assert {name for name in used if not hasattr(stand_in, name)} == set()
+    public = {name for name in used if name in vars(Connection)}
+    for name in public:
+        theirs, ours = inspect.isroutine(vars(Connection)[name]), inspect.isroutine(getattr(stand_in, name))
+        assert theirs == ours, name
+
+
+async def test_stand_in_has_every_name_that_aiortc_uses_of_its_gatherer() -> None:
+    used = _names_used(RTCIceTransport, "iceGatherer") | _names_used(aiortc.rtcpeerconnection, "iceGatherer")
+    used |= _names_used(RTCIceTransport, "__iceGatherer") | {"_connection"}
+    assert {"gather", "getLocalCandidates", "getLocalParameters", "state"} <= used
+    gatherer = MuxGatherer(Standalone().connection, (VIP,))
+    assert {name for name in used if not hasattr(gatherer, name)} == set()
+    assert {name for name in used if name.startswith("get")} <= set(dir(RTCIceGatherer))
+
+
+def test_audio_level_is_looked_up_where_it_is_replaced() -> None:
+    assert aiortc.rtp.compute_audio_level_dbov is peer._audio_level_dbov
+    assert "rtp.compute_audio_level_dbov(" in inspect.getsource(aiortc.rtcrtpsender)
+
+
+async def test_gatherer_shows_no_candidate_before_it_has_gathered() -> None:
+    gatherer = MuxGatherer(Standalone().connection, (VIP, VIP_V6))
+    changes: list[str] = []
+    gatherer.on("statechange", lambda: changes.append(gatherer.state))
+    assert gatherer.getLocalCandidates() == []
+    await gatherer.gather()
+    await gatherer.gather()
+    assert [(c.ip, c.port, c.type) for c in gatherer.getLocalCandidates()] == [
+        ("203.0.113.10", 3478, "host"),
+        ("2001:db8::10", 3478, "host"),
+    ]
+    assert changes == ["completed"]
+
+
+async def test_gatherer_shows_the_current_credentials() -> None:
+    lone = Standalone()
+    gatherer = MuxGatherer(lone.connection, (VIP,))
+    parameters = gatherer.getLocalParameters()
+    assert (parameters.usernameFragment, parameters.password) == CREDENTIAL[:2]
+    assert parameters.iceLite is True
+    new = CREDENTIAL._replace(server_ufrag="another")
+    lone.agent.restart(new, lone.clock())
+    assert gatherer.getLocalParameters().usernameFragment == "another"
+
+
+async def test_candidates_of_the_client_are_taken_and_ignored() -> None:
+    lone = Standalone()
+    await lone.connection.add_remote_candidate(Candidate("1", 1, "udp", 1, "192.0.2.1", 9, "host"))
+    await lone.connection.add_remote_candidate(None)
+    assert lone.mux.sent == []
+    assert IceLiteAgent(CREDENTIAL, Clock()()).paths == ()

@@ -1,0 +1,80 @@
+"""The hub: no offer, however damaged, is answered with anything but an answer or an OfferError."""
+
+import asyncio
+from ipaddress import ip_network
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.transceiver.checks import RELAY, VIP, Clock
+from tests.transceiver.offers import CHROMIUM, CHROMIUM_AUDIO, CHROMIUM_DATA, FIREFOX, VOICE, offer, without
+from tests.transceiver.processes import KEYS
+from transceiver.backend.echo import EchoBackend
+from transceiver.hub import Hub, HubSettings
+from transceiver.mux import Mux
+from transceiver.offer import OfferError
+
+_LINES = sorted({line for sdp in (CHROMIUM, FIREFOX) for line in sdp.splitlines()})
+
+
+@st.composite
+def damaged_offers(draw: st.DrawFn) -> str:
+    """An offer with a few lines gone, doubled, swapped with another's, or with a number changed."""
+    lines = draw(st.sampled_from([CHROMIUM, VOICE, FIREFOX])).splitlines()
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(1, len(lines) - 1))
+        match draw(st.integers(0, 3)):
+            case 0:
+                del lines[at]
+            case 1:
+                lines.insert(at, draw(st.sampled_from(_LINES)))
+            case 2:
+                lines[at] = draw(st.sampled_from(_LINES))
+            case _:
+                head, colon, value = lines[at].partition(":")
+                digits = draw(st.integers(-1, 1 << 33))
+                lines[at] = head + colon + f"{digits} {value.partition(' ')[2]}".rstrip()
+    return "\r\n".join(lines) + "\r\n"
+
+
+class _NoSocket:
+    def sendto(self, datagram: bytes, address: tuple[str, int]) -> None:
+        raise AssertionError("nothing is sent before a check")
+
+
+async def _errors_of(sdp: str) -> list[str]:
+    """What goes wrong in the background of making a session for ``sdp`` and ending it."""
+    errors: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda loop, context: errors.append(f"{context['message']}: {context.get('exception')}")
+    )
+    clock = Clock()
+    mux = Mux(_NoSocket(), (ip_network("127.0.0.0/8"),), clock)  # type: ignore[arg-type]  # sends nothing
+    shared = HubSettings(address=RELAY, internal_http=RELAY, vips=(VIP,), cluster_id=1, max_sessions=1)
+    hub = Hub(shared, KEYS, mux, EchoBackend, clock)
+    refusal: OfferError | None = None
+    try:
+        _, answer = await hub.create(sdp)
+        assert answer.startswith("v=0\r\n")
+    except OfferError as error:
+        refusal = error
+    assert len(hub) == (0 if refusal else 1)
+    assert refusal is None or (refusal.status in (400, 422) and str(refusal))
+    await hub.close_all("over")
+    assert len(hub) == 0
+    return errors
+
+
+@settings(max_examples=60)
+@given(damaged_offers())
+@example(offer(CHROMIUM_AUDIO, without(CHROMIUM_DATA, "a=sctp-port", "a=max-message-size")))
+@example(offer(CHROMIUM_AUDIO, CHROMIUM_DATA, CHROMIUM_DATA.replace("a=mid:2", "a=mid:3")))
+@example(VOICE.replace("a=sctp-port:5000", "a=sctp-port:99999"))
+@example(VOICE.replace("sha-256", "sha-1"))
+@example(VOICE.replace("m=audio 9", "m=audio 0"))
+@example(VOICE.replace("a=sendrecv", "a=inactive"))
+@example(without(VOICE, "a=sendrecv"))
+@example(VOICE.replace("BUNDLE 0 2", "BUNDLE ghost 0 2"))
+@example(VOICE.replace("BUNDLE 0 2", "BUNDLE 0 2 ghost"))
+def test_damaged_offer_is_answered_or_refused_and_leaves_nothing(sdp: str) -> None:
+    assert asyncio.run(_errors_of(sdp)) == []

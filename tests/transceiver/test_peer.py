@@ -1,0 +1,489 @@
+"""Whole calls of a stock aiortc client, through a miniature relay, and aiortc's stand-ins by themselves."""
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiortc import RTCCertificate
+from aiortc.rtcdtlstransport import generate_certificate
+from av import AudioFrame
+from cryptography.hazmat.primitives.asymmetric import rsa
+from OpenSSL import SSL
+
+from tests.transceiver.caller import Caller, RelayShim, SkewedClock, calling
+from tests.transceiver.checks import CREDENTIAL, RELAY, Clock, client, write_check
+from tests.transceiver.offers import VOICE
+from tests.transceiver.processes import Process, serving
+from tests.transceiver.waiting import until
+from transceiver import hub
+from transceiver.ice import IceLiteAgent, Path
+from transceiver.mux import Mux
+from transceiver.peer import MuxConnection, _audio_level_dbov
+from transceiver.session import Session
+from wire.address import Address
+from wire.demux import PacketClass, classify
+from wire.spp import encode_header
+from wire.stun import parse_stun_untrusted
+
+pytestmark = pytest.mark.usefixtures("no_task_left")
+
+ATTACKER = Address.parse("127.0.0.99:9")  # nobody listens there
+MOBILE = Address.parse("127.0.0.98:9")
+APPLICATION_DATA = 23
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client gathers the loopback address, which aioice leaves out, and no other."""
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+
+
+@pytest.fixture
+def clock() -> SkewedClock:
+    return SkewedClock()
+
+
+@pytest_asyncio.fixture
+async def shim() -> AsyncIterator[RelayShim]:
+    shim = RelayShim()
+    shim.start()
+    yield shim
+    shim.stop()
+
+
+@pytest_asyncio.fixture
+async def process(shim: RelayShim, clock: SkewedClock) -> AsyncIterator[Process]:
+    async with serving(vips=(shim.vip,), clock=clock) as process:
+        shim.transceiver = process.address
+        yield process
+
+
+# whole calls
+
+
+@pytest.mark.parametrize("kinds", [("audio",), ("audio", "video"), ("video", "audio")], ids="-".join)
+async def test_call_echoes_audio_and_messages_and_hangs_up(process: Process, kinds: tuple[str, ...]) -> None:
+    async with calling(kinds) as caller:
+        session = await caller.connect(process)
+        await caller.say("hello")
+        await until(lambda: caller.loud_frames >= 10)
+        assert session.describe()["paths"] == 1
+        assert {"answered", "latched", "connected"} <= session.phases.keys()
+        assert not session.counters
+        assert (await process.public.delete(caller.location)).status == 200
+        assert len(process.hub) == 0
+        assert process.hub.ended == {"hung up": 1}
+        await until(lambda: caller.peer.connectionState == "closed")
+
+
+async def test_client_that_closes_ends_its_session(process: Process) -> None:
+    async with calling() as caller:
+        await caller.connect(process)
+    await until(lambda: len(process.hub) == 0)
+    assert process.hub.ended == {"peer connection closed": 1}
+
+
+async def test_two_calls_at_once_do_not_hear_each_other(process: Process) -> None:
+    async with calling() as first, calling(talks=False) as second:
+        await first.dial(process)
+        await second.dial(process)
+        await until(lambda: first.channel.readyState == second.channel.readyState == "open")
+        await first.say("one")
+        await second.say("two")
+        await until(lambda: first.loud_frames >= 10)
+        assert (first.echoes, second.echoes) == (["one"], ["two"])
+        assert second.loud_frames == 0
+
+
+class RsaCertificate(RTCCertificate):
+    """What GStreamer and some embedded stacks come with."""
+
+    def _create_ssl_context(self, srtp_profiles: list[Any]) -> SSL.Context:
+        context = super()._create_ssl_context(srtp_profiles)
+        context.set_cipher_list(b"ECDHE-RSA-AES128-GCM-SHA256")
+        return context
+
+
+async def test_client_with_an_rsa_certificate_connects(process: Process) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    certificate = RsaCertificate(key, generate_certificate(key))  # type: ignore[arg-type]  # EC, by aiortc's book
+    async with calling() as caller:
+        for transport in caller.peer._RTCPeerConnection__dtlsTransports:  # type: ignore[attr-defined]
+            transport._RTCDtlsTransport__local_certificate = certificate
+        await caller.connect(process)
+        await caller.say("hello")
+
+
+@pytest.mark.parametrize("setup", ["active", "passive"])
+async def test_client_that_insists_on_a_dtls_role_connects(process: Process, setup: str) -> None:
+    async with calling() as caller:
+        await caller.dial(process, lambda sdp: sdp.replace("setup:actpass", f"setup:{setup}"))
+        await until(lambda: caller.channel.readyState == "open")
+        await caller.say("hello")
+
+
+async def test_certificate_that_was_not_offered_ends_the_session(process: Process) -> None:
+    def other_fingerprints(sdp: str) -> str:
+        return "".join(
+            line[:-4] + ("00\r\n" if line[-4:-2] != "00" else "11\r\n")
+            if line.startswith("a=fingerprint:")
+            else line
+            for line in sdp.splitlines(keepends=True)
+        )
+
+    async with calling() as caller:
+        await caller.dial(process, other_fingerprints)
+        await until(lambda: len(process.hub) == 0)
+        assert process.hub.ended == {"peer connection failed": 1}
+        assert caller.loud_frames == 0
+
+
+async def test_hang_up_during_the_handshake_raises_nothing_in_the_background(process: Process) -> None:
+    """aiortc's connect task goes on after the end of its transport: its error must not end up in the log."""
+    raised: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context))
+    response = await process.public.post("/whip", data=VOICE, headers={"Content-Type": "application/sdp"})
+    [session] = process.hub._sessions.values()
+    process.mux.receive_untrusted(encode_header(*client(1)) + write_check(session.agent.credential), RELAY)
+    await until(lambda: session.describe()["state"] == "connecting")
+    assert (await process.public.delete(response.headers["Location"])).status == 200
+    assert len(process.hub) == 0
+    await asyncio.sleep(0.05)
+    gc.collect()
+    assert [str(context.get("exception")) for context in raised] == []
+
+
+# consent
+
+
+async def test_call_ends_30_s_after_its_client_was_heard_last(
+    process: Process, shim: RelayShim, clock: SkewedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_SWEEP_INTERVAL_S", 0.02)
+    sweeping = asyncio.create_task(process.hub.sweep())
+    async with calling() as caller:
+        await caller.connect(process)
+        shim.delivering = False
+        clock.ahead_s += 20
+        await asyncio.sleep(0.1)
+        assert len(process.hub) == 1
+        clock.ahead_s += 10
+        await until(lambda: len(process.hub) == 0)
+        assert process.hub.ended == {"consent expired": 1}
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
+
+
+async def test_session_that_nobody_joins_ends_after_30_s(
+    process: Process, shim: RelayShim, clock: SkewedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_SWEEP_INTERVAL_S", 0.01)
+    sweeping = asyncio.create_task(process.hub.sweep())
+    shim.delivering = False
+    async with calling() as caller:
+        await caller.dial(process)
+        clock.ahead_s += 30
+        await until(lambda: len(process.hub) == 0)
+    assert process.hub.ended == {"consent expired": 1}
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
+
+
+# attackers
+
+
+async def test_check_replayed_50_times_diverts_no_packet(
+    process: Process, shim: RelayShim, clock: SkewedClock
+) -> None:
+    async with calling() as caller:
+        session = await caller.connect(process)
+        home = session.agent.selected
+        captured = shim.checks()
+        assert any(parse_stun_untrusted(check).use_candidate for check in captured)
+        since = len(shim.down)
+        for round_number in range(50):
+            shim.inject(captured[round_number % len(captured)], ATTACKER)
+            await asyncio.sleep(0.01)
+        clock.ahead_s += 10  # the selected address seems silent
+        for check in captured:
+            shim.inject(check, ATTACKER)
+        caller.loud_frames = 0
+        await until(lambda: caller.loud_frames >= 10)
+        assert shim.sent_to(ATTACKER, since=since) == [PacketClass.STUN] * (50 + len(captured))
+        assert session.agent.selected == home
+        assert session.agent.moves == 0
+
+
+async def test_media_replayed_from_a_validated_address_does_not_move_the_call(
+    process: Process, shim: RelayShim
+) -> None:
+    async with calling() as caller:
+        session = await caller.connect(process)
+        home = session.agent.selected
+        await until(lambda: caller.loud_frames >= 1)
+        shim.inject(write_check(session.agent.credential), MOBILE)
+        await until(lambda: len(session.agent.paths) == 2)
+        packets = [d for d, _ in shim.up if classify(d) in (PacketClass.RTP, PacketClass.DTLS)]
+        for packet in packets:
+            shim.inject(packet, MOBILE)
+        shim.inject(b"\x80\x6f" + bytes(100), MOBILE)
+        caller.loud_frames = 0
+        await until(lambda: caller.loud_frames >= 10)
+        await caller.say("still here")
+        assert session.agent.selected == home
+
+
+async def test_client_that_moves_is_followed_with_its_media(process: Process, shim: RelayShim) -> None:
+    async with calling() as caller:
+        session = await caller.connect(process)
+        await until(lambda: caller.loud_frames >= 1)
+        shim.inject(write_check(session.agent.credential), MOBILE)
+        await until(lambda: len(session.agent.paths) == 2)
+        shim.uplink = lambda datagram, source: [(datagram, MOBILE)]
+        await until(lambda: session.agent.selected == Path(MOBILE, shim.vip))
+        await until(lambda: PacketClass.RTP in shim.sent_to(MOBILE))
+
+
+async def _connect_silent(caller: Caller, process: Process, shim: RelayShim) -> Session:
+    """A call whose client sends no media, with a second address validated."""
+    session = await caller.connect(process)
+    shim.inject(write_check(session.agent.credential), MOBILE)
+    await until(lambda: len(session.agent.paths) == 2)
+    return session
+
+
+async def test_silent_client_that_moves_is_followed_with_its_messages(
+    process: Process, shim: RelayShim
+) -> None:
+    async with calling(talks=False) as caller:
+        session = await _connect_silent(caller, process, shim)
+        shim.uplink = lambda datagram, source: [(datagram, MOBILE)]
+        caller.channel.send("from elsewhere")
+        await until(lambda: session.agent.selected == Path(MOBILE, shim.vip))
+
+
+def _record(sequence: int, body: bytes = b"\x00" * 40) -> bytes:
+    """An application data record (RFC 6347 section 4.1) that no key made; ``sequence`` counts epoch and number."""
+    return b"\x17\xfe\xfd" + sequence.to_bytes(8, "big") + len(body).to_bytes(2, "big") + body
+
+
+async def test_forged_record_in_front_of_an_authentic_one_does_not_stop_the_following(
+    process: Process, shim: RelayShim
+) -> None:
+    """An on-path attacker lengthens one datagram; later moves of the client must still be followed."""
+    async with calling(talks=False) as caller:
+        session = await _connect_silent(caller, process, shim)
+        shim.uplink = lambda datagram, source: [
+            (_record(0xFFFF_FFFFFFFFFFFF) + datagram if datagram[0] == APPLICATION_DATA else datagram, source)
+        ]
+        await caller.say("lengthened on its way")
+        shim.uplink = lambda datagram, source: [(datagram, MOBILE)]
+        caller.channel.send("from elsewhere")
+        await until(lambda: session.agent.selected == Path(MOBILE, shim.vip))
+
+
+async def test_forged_record_does_not_move_the_call_when_an_authentic_one_waits(
+    process: Process, shim: RelayShim
+) -> None:
+    """Two records in one datagram are allowed (RFC 6347 section 4.1); what follows from elsewhere is not theirs."""
+    async with calling(talks=False) as caller:
+        session = await _connect_silent(caller, process, shim)
+        home = session.agent.selected
+        held: list[bytes] = []
+
+        def join(datagram: bytes, source: Address) -> list[tuple[bytes, Address]]:
+            if datagram[0] != APPLICATION_DATA:
+                return [(datagram, source)]
+            held.append(datagram)
+            return [(b"".join(held), source)] if len(held) == 2 else []
+
+        shim.uplink = join
+        caller.channel.send("one")
+        await until(lambda: len(held) >= 1)
+        caller.channel.send("two")
+        await until(lambda: len(held) >= 2)
+        await asyncio.sleep(0.1)
+        shim.inject(_record(1 << 48 | 0xFFFF), MOBILE)
+        await asyncio.sleep(0.1)
+        assert session.agent.selected == home
+
+
+# malformed packets of an authentic peer
+
+_RTP = bytes.fromhex("90 60 0001 00000000 12345678")  # with header extension
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        pytest.param(bytes.fromhex("9fc90001 12345678"), id="RR without its 31 reports"),
+        pytest.param(bytes.fromhex("81c80001 12345678"), id="SR without its body"),
+        pytest.param(bytes.fromhex("81ca0001 12345678"), id="SDES without its items"),
+        pytest.param(bytes.fromhex("9fcb0001 12345678"), id="BYE without its sources"),
+        pytest.param(bytes.fromhex("8fce0002 12345678 00000000"), id="AFB without a body"),
+        pytest.param(bytes.fromhex("8fce0003 12345678 00000000 52454d42"), id="REMB cut short"),
+        pytest.param(bytes.fromhex("81cd0002 12345678 00000000"), id="NACK of nothing"),
+        pytest.param(bytes.fromhex("80c8ffff 12345678"), id="RTCP length of 256 KB"),
+        pytest.param(_RTP + bytes.fromhex("bede0001 1f000000"), id="extension overruns"),
+        pytest.param(_RTP + bytes.fromhex("10000001 01ff0000"), id="two-byte extension overruns"),
+        pytest.param(_RTP + bytes.fromhex("bede0001 10ff00ff"), id="extension of unknown size"),
+        pytest.param(bytes.fromhex("a060 0002 00000000 12345678 00"), id="padding of no bytes"),
+        pytest.param(bytes.fromhex("a060 0003 00000000 12345678 ff"), id="padding overruns"),
+        pytest.param(bytes.fromhex("8060 0004 00000000 12345678") + b"\xff" * 50, id="payload of no codec"),
+        pytest.param(bytes.fromhex("8060 0005 00000000 12345678"), id="no payload"),
+    ],
+)
+async def test_malformed_rtp_of_the_client_does_not_end_its_call(process: Process, packet: bytes) -> None:
+    async with calling() as caller:
+        session = await caller.connect(process)
+        [transport] = caller.peer._RTCPeerConnection__dtlsTransports  # type: ignore[attr-defined]
+        for _ in range(3):
+            await transport._send_rtp(packet)
+        await caller.say("still here")
+        caller.loud_frames = 0
+        await until(lambda: caller.loud_frames >= 10)
+        assert session.is_connected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(b"\x00", id="one byte"),
+        pytest.param(bytes(12), id="zeros"),
+        pytest.param(b"\xff" * 1000, id="ones"),
+    ],
+)
+async def test_malformed_sctp_of_the_client_does_not_end_its_call(process: Process, message: bytes) -> None:
+    async with calling() as caller:
+        session = await caller.connect(process)
+        [transport] = caller.peer._RTCPeerConnection__dtlsTransports  # type: ignore[attr-defined]
+        await transport._send_data(message)
+        await caller.say("still here")
+        assert session.is_connected
+
+
+# the stand-ins by themselves
+
+
+class Tally:
+    """Counts what is dropped."""
+
+    def __init__(self) -> None:
+        self.counters: Counter[str] = Counter()
+
+    def count(self, outcome: str) -> None:
+        self.counters[outcome] += 1
+
+
+class FakeMux:
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, Path, Address]] = []
+
+    def send(self, datagram: bytes, path: Path, relay: Address) -> None:
+        self.sent.append((datagram, path, relay))
+
+
+class Standalone:
+    """A MuxConnection, and what is around it."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.agent = IceLiteAgent(CREDENTIAL, self.clock())
+        self.mux = FakeMux()
+        self.tally = Tally()
+        mux: Any = self.mux
+        assert hasattr(Mux, "send")
+        self.connection = MuxConnection(self.agent, mux, self.clock, self.tally)
+
+    def check(self, path: Path) -> None:
+        datagram = write_check()
+        message = parse_stun_untrusted(datagram)
+        self.agent.receive_check(datagram, message, message.ufrags_untrusted, path, RELAY, self.clock())
+        self.connection.latch()
+
+
+async def test_full_queue_drops_the_oldest_and_counts() -> None:
+    lone = Standalone()
+    for number in range(100):
+        lone.connection.deliver(b"\x80%d" % number, client(1), RELAY)
+    assert lone.tally.counters == {"queue_overflow": 36}
+    assert [await lone.connection.recv() for _ in range(64)] == [b"\x80%d" % n for n in range(36, 100)]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(lone.connection.recv(), 0.01)
+
+
+async def test_receiver_that_waits_is_woken_by_a_datagram() -> None:
+    lone = Standalone()
+    waiting = asyncio.create_task(lone.connection.recv())
+    await asyncio.sleep(0)
+    lone.connection.deliver(b"\x80", client(1), RELAY)
+    assert await waiting == b"\x80"
+
+
+async def test_connect_waits_for_the_first_check() -> None:
+    lone = Standalone()
+    connecting = asyncio.create_task(lone.connection.connect())
+    await asyncio.sleep(0.01)
+    assert not connecting.done()
+    lone.check(client(1))
+    await connecting
+
+
+async def test_close_wakes_everyone_with_a_connection_error() -> None:
+    lone = Standalone()
+    waiting = [asyncio.create_task(lone.connection.connect()), asyncio.create_task(lone.connection.recv())]
+    event = asyncio.create_task(lone.connection.get_event())
+    await asyncio.sleep(0)
+    await lone.connection.close()
+    assert [type(error) for error in await asyncio.gather(*waiting, return_exceptions=True)] == [
+        ConnectionError,
+        ConnectionError,
+    ]
+    await event
+    with pytest.raises(ConnectionError):
+        await lone.connection.send(b"\x80")
+
+
+async def test_datagram_without_a_destination_is_withheld_and_counted() -> None:
+    lone = Standalone()
+    await lone.connection.send(b"\x16" * 100)
+    assert lone.tally.counters == {"send_withheld": 1}
+    lone.check(client(1))
+    await lone.connection.send(b"\x16" * 100)
+    assert lone.mux.sent == [(b"\x16" * 100, client(1), RELAY)]
+    for _ in range(10):
+        await lone.connection.send(b"\x16" * 1000)
+    assert lone.tally.counters == {"send_withheld": 11}
+
+
+async def test_authentication_counts_for_the_path_that_the_datagram_came_by() -> None:
+    lone = Standalone()
+    lone.check(client(1))
+    lone.check(client(2))
+    lone.agent.complete_handshake()
+    lone.connection.deliver(b"\x80one", client(2), RELAY)
+    lone.connection.deliver(b"\x80two", client(1), RELAY)
+    await lone.connection.recv()
+    lone.connection.authenticated(newest=True)
+    assert lone.agent.selected == client(2)
+
+
+@pytest.mark.parametrize(
+    ("samples", "level_dbov"),
+    [
+        pytest.param([0] * 160, -127, id="silence"),
+        pytest.param([32767, -32768] * 80, 0, id="as loud as can be"),
+        pytest.param([3277, -3277] * 80, -20, id="a tenth"),
+        pytest.param([1, -1] * 80, -90, id="one step"),
+    ],
+)
+def test_audio_level(samples: list[int], level_dbov: int) -> None:
+    frame = AudioFrame(format="s16", layout="mono", samples=len(samples))
+    frame.planes[0].update(b"".join(s.to_bytes(2, "little", signed=True) for s in samples))
+    assert _audio_level_dbov(frame) == level_dbov
