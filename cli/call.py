@@ -7,7 +7,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import numpy as np
@@ -19,6 +19,7 @@ from aiortc import (
     RTCSessionDescription,
 )
 from aiortc.mediastreams import MediaStreamError
+from aiortc.sdp import SessionDescription
 from aiortc.stats import (
     RTCInboundRtpStreamStats,
     RTCOutboundRtpStreamStats,
@@ -127,6 +128,9 @@ class EchoCall:
     ) -> None:
         self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.answer = ""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise CallError(f"{url!r} is no signaling URL; write it as http://127.0.0.1:8080/")
         self._whip = urljoin(url, "/whip")
         self._headers = {"Authorization": f"Bearer {bearer_token}"} if bearer_token else {}
         self._verify_tls = verify_tls
@@ -187,7 +191,14 @@ class EchoCall:
         self.peer.on("iceconnectionstatechange", self._note_ice)
         self._start_pings(self.peer.createDataChannel("events"))
         await self.peer.setLocalDescription(await self.peer.createOffer())
-        await self.peer.setRemoteDescription(RTCSessionDescription(await self._post(), "answer"))
+        try:
+            await self.peer.setRemoteDescription(RTCSessionDescription(await self._post(), "answer"))
+        except CallError:
+            raise
+        except Exception as error:  # noqa: BLE001  # aiortc raises whatever a strange answer makes it trip over
+            raise CallError(
+                f"{self._whip} answered what is no usable SDP ({type(error).__name__}: {error})"
+            ) from None
         steps = {
             "DTLS": self._connected,
             "first echoed audio": self._audio_arrived,
@@ -222,6 +233,8 @@ class EchoCall:
                     raise CallError(
                         f"{self._whip} answered {response.status}: {body.strip() or response.reason}"
                     )
+                if "Location" not in response.headers:
+                    raise CallError(f"{self._whip} answered 201 without a Location: it is no WHIP server")
                 self._report.session_url = urljoin(self._whip, response.headers["Location"])
         except (aiohttp.ClientError, TimeoutError) as error:
             raise CallError(
@@ -229,8 +242,10 @@ class EchoCall:
             ) from None
         self._note_phase("answered")
         self.answer = body
-        candidates = [line.split() for line in body.splitlines() if line.startswith("a=candidate:")]
-        self._report.vips = sorted({str(Address.from_host(words[4], int(words[5]))) for words in candidates})
+        self._report.vips = sorted(
+            str(Address.from_host(candidate.ip, candidate.port))
+            for candidate in SessionDescription.parse(body).media[0].ice_candidates
+        )
         return body
 
     def _note_phase(self, phase: str) -> None:

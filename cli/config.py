@@ -61,7 +61,7 @@ def load_config(
         values = document.get(name, {})
         if isinstance(values, dict):
             values = {**values, **overrides.get(name, {})}
-        tables[name] = ConfigTable(name, values)
+        tables[name] = ConfigTable(name, values, path.parent if path else Path())
     fleet, relay, host = tables["fleet"], tables["relay"], tables["host"]
     loopback = ["127.0.0.1:3478", *(["[::1]:3478"] if is_ipv6_available() else [])]
     listen, vip = relay.take_addresses("listen", loopback), fleet.take_addresses("vip", [])
@@ -94,7 +94,7 @@ def _read(path: Path | None) -> dict[str, Any]:
 
 TEMPLATE = """\
 # relayctl configuration. Every line that is commented out shows its default.
-# `relayctl start --config THIS` reads it; flags of `relayctl start` override it.
+# `relayctl start --config THIS` reads it; flags of `relayctl start` override it. File names are relative to this file.
 
 [fleet]
 # What a relay and its transceivers must agree on.

@@ -27,6 +27,7 @@ from transceiver.service import TransceiverService
 _ROLES = ("all", "relay", "transceivers")
 _START_TIMEOUT_S = 60.0
 _STOP_MARGIN_S = 20.0
+_MAX_DRAIN_S = 7 * 86400.0
 
 
 def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,11 +91,25 @@ def start(
         raise
 
 
+def _check_seconds(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= _MAX_DRAIN_S:  # not a number is in no range
+        raise click.BadParameter(f"needs seconds from 0 to {_MAX_DRAIN_S:g}")
+    return value
+
+
+_drain_option = click.option(
+    "--drain",
+    "drain_s",
+    type=float,
+    callback=_check_seconds,
+    metavar="SECONDS",
+    help="Let calls go on for at most this long.",
+)
+
+
 @cli.command()
 @state_dir_option
-@click.option(
-    "--drain", "drain_s", type=float, metavar="SECONDS", help="Let calls go on for at most this long."
-)
+@_drain_option
 def stop(state_dir: StateDir, drain_s: float | None) -> None:
     """Stop the supervisor and every process of it."""
     click.echo(f"stopped (pid {stop_background(state_dir, drain_s)})")
@@ -102,9 +117,7 @@ def stop(state_dir: StateDir, drain_s: float | None) -> None:
 
 @cli.command()
 @state_dir_option
-@click.option(
-    "--drain", "drain_s", type=float, metavar="SECONDS", help="Let calls go on for at most this long."
-)
+@_drain_option
 def restart(state_dir: StateDir, drain_s: float | None) -> None:
     """Stop, then start in the background with the options of the last start."""
     try:
@@ -138,7 +151,6 @@ def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], ready_fd: int | None) -> None:
     state_dir.acquire()
-    state_dir.launch_file.write_text(json.dumps(arguments))
     services: list[Service] = []
     try:
         keys = load_or_create_keys(config.keys_file)
@@ -152,6 +164,7 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
         supervisor = Supervisor(state_dir, services, version=version("relayctl"), drain_s=config.drain_s)
 
         def ready() -> None:
+            state_dir.launch_file.write_text(json.dumps(arguments))
             if ready_fd is None:
                 _announce(state_dir, config, services)
             else:
@@ -215,7 +228,13 @@ def start_background(state_dir: StateDir, arguments: list[str]) -> int:
         str(state_dir.path),
         *arguments,
     ]
-    with state_dir.log_file.open("ab") as log:
+    try:
+        log = state_dir.log_file.open("ab")
+    except OSError as error:
+        raise OperatorError(
+            f"state_dir: cannot write {state_dir.log_file} ({error.strerror}); choose another with --state-dir"
+        ) from None
+    with log:
         child = subprocess.Popen(
             [*command, "--ready-fd", str(writer)],
             stdin=subprocess.DEVNULL,

@@ -34,7 +34,7 @@ def seal(transceiver: str, state_dir: StateDir, config_path: Path | None, as_jso
         address = Address.parse(transceiver)
     except ValueError as error:
         raise ConfigError("ADDR:PORT", str(error)) from None
-    config = load_config(config_path, {}, state_dir)
+    config = load_config(config_path, {}, state_dir, listens=False)
     keys = load_keys(config.keys_file)
     issued_at = int(time.clock_gettime(time.CLOCK_REALTIME))
     ufrag = seal_ufrag(keys, RouteHint(config.cluster_id, address, issued_at, os.urandom(NONCE_BYTES)))
@@ -52,7 +52,7 @@ def seal(transceiver: str, state_dir: StateDir, config_path: Path | None, as_jso
 @json_option
 def open_(ufrag: str, state_dir: StateDir, config_path: Path | None, as_json: bool) -> None:
     """Print what a sealed UFRAG says; the first part of a check's USERNAME will do."""
-    config = load_config(config_path, {}, state_dir)
+    config = load_config(config_path, {}, state_dir, listens=False)
     try:
         hint = open_ufrag_untrusted(load_keys(config.keys_file), ufrag.partition(":")[0])
     except WireError as error:

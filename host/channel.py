@@ -1,7 +1,6 @@
 """Request and answer over a stream of JSON lines: the admin socket, and a supervisor's line to its processes."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
@@ -12,6 +11,9 @@ from wire.admin import MAX_LINE_BYTES, Message, decode_message_untrusted, encode
 from wire.errors import WireError
 
 logger = logging.getLogger(__name__)
+
+# Two of the longest lines; a peer that leaves more unread is broken or hostile.
+_MAX_UNREAD_BYTES = 2 * MAX_LINE_BYTES
 
 RequestHandler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 EventHandler = Callable[[Message], None]
@@ -71,7 +73,7 @@ class Channel:
     def send_event(self, event: str, **fields: Any) -> None:
         """Tell the other side something; nothing happens if it is gone."""
         if not self._writer.is_closing():
-            self._writer.write(encode_message({"event": event, **fields}))
+            self._write({"event": event, **fields})
 
     async def request(self, method: str, *, timeout_s: float = 5.0, **params: Any) -> Any:
         """The result of a method on the other side. Raises ChannelError."""
@@ -79,13 +81,21 @@ class Channel:
             raise ChannelError("the other side is gone")
         request_id = next(self._ids)
         waiting = self._waiting[request_id] = asyncio.get_running_loop().create_future()
-        self._writer.write(encode_message({"id": request_id, "method": method, "params": params}))
+        self._write({"id": request_id, "method": method, "params": params})
         try:
             return await asyncio.wait_for(waiting, timeout_s)
         except TimeoutError:
             raise ChannelError(f"no answer to {method!r} within {timeout_s:g} s") from None
         finally:
             self._waiting.pop(request_id, None)
+
+    def _write(self, message: Message) -> None:
+        """Send; a peer that does not read what it asked for is cut off."""
+        if self._writer.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
+            logger.warning("channel closed: the other side does not read")
+            self._writer.transport.abort()
+            return
+        self._writer.write(encode_message(message))
 
     def _receive(self, message: Message) -> None:
         match message:
@@ -116,14 +126,17 @@ class Channel:
         answer: Message = {"id": request_id}
         try:
             answer["result"] = await self._on_request(method, params)
-        except TypeError:
-            answer["error"] = f"{method!r} does not take these parameters: {', '.join(params) or 'none'}"
         except (OperatorError, ValueError) as error:
             answer["error"] = str(error)
+        except TypeError:
+            answer["error"] = (
+                f"{method!r} does not take {', '.join(f'{k}={v!r}' for k, v in params.items()) or 'nothing'}"
+            )
+        except Exception:
+            logger.exception("%s failed", method)
+            answer["error"] = f"{method!r} failed; the supervisor's log says why"
         if not self._writer.is_closing():
-            self._writer.write(encode_message(answer))
-            with contextlib.suppress(ConnectionError):
-                await self._writer.drain()
+            self._write(answer)
 
 
 STREAM_LIMIT = MAX_LINE_BYTES

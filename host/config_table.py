@@ -22,11 +22,12 @@ _TYPE_NAMES = {
 class ConfigTable:
     """Values are taken out one by one; ``finish`` refuses what nobody took."""
 
-    def __init__(self, name: str, values: Any) -> None:
+    def __init__(self, name: str, values: Any, directory: Path = Path()) -> None:
         if not isinstance(values, Mapping):
             raise ConfigError(name, f"needs to be a table ([{name}]), not {values!r}")
         self._name = name
         self._values = dict(values)
+        self._directory = directory.absolute()
         self._known: list[str] = []
 
     def field(self, key: str) -> str:
@@ -80,9 +81,14 @@ class ConfigTable:
         return tuple(self._strings(key, []))
 
     def take_path(self, key: str, default: Path | None) -> Path | None:
-        """A file name; empty means the default."""
+        """A file name, relative to the configuration's directory; empty means the default."""
         text = self.take(key, str, "")
-        return Path(text).expanduser() if text else default
+        if not text:
+            return default
+        try:
+            return self._directory / Path(text).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(self.field(key), f"{text}: {error}") from None
 
     def finish(self) -> None:
         """Raise ConfigError if a key is left over."""

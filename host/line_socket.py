@@ -6,6 +6,7 @@ from typing import Any
 
 from host.channel import ChannelError
 from wire.admin import LineReader, Message, encode_message
+from wire.errors import WireError
 
 _RECEIVE_BYTES = 65_536
 # What a supervisor that does not read may cost a worker; events beyond it are lost, packets are not.
@@ -66,6 +67,10 @@ class LineSocket:
                         return message.get("result")
         except TimeoutError:
             raise ChannelError(f"no answer to {method!r} in time") from None
+        except WireError as error:
+            raise ChannelError(
+                f"{method!r} was answered with something else than our protocol ({error})"
+            ) from None
         except ConnectionError as error:
             raise ChannelError(f"lost the connection ({error.strerror})") from None
         raise ChannelError("the other side closed the connection")

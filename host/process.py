@@ -97,7 +97,7 @@ class Process:
             ready.cancel()
         if not self._ready.is_set():
             raise StartError(
-                f"{self.spec.name} did not start ({self.last_exit or 'no answer'}); see its log lines above"
+                f"{self.spec.name} did not start ({self.last_exit or 'no answer'}); its log says why"
             )
 
     async def stop(self) -> None:
@@ -145,7 +145,10 @@ class Process:
     async def _keep_running(self) -> None:
         failures = 0
         while True:
-            await self._run_once()
+            try:
+                await self._run_once()
+            except OSError as error:  # no process or descriptor to be had now
+                self.last_exit = f"not started ({error.strerror})"
             self._ready.clear()
             if self._ending.is_set():
                 break
@@ -163,7 +166,8 @@ class Process:
 
     async def _run_once(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
             child = await asyncio.create_subprocess_exec(
                 # -P: never import from the directory that the operator happens to be in
                 *(sys.executable, "-P", "-m", self.spec.module, str(theirs.fileno())),
@@ -171,6 +175,7 @@ class Process:
                 pass_fds=(theirs.fileno(), *self.spec.fds),
                 start_new_session=True,
             )
+            undo.pop_all()
         self.pid, self.started_at, self.state = child.pid, time.monotonic(), ProcessState.STARTING
         with contextlib.suppress(psutil.Error):
             self._usage = psutil.Process(child.pid)
@@ -199,7 +204,12 @@ class Process:
 
     async def _watch(self) -> None:
         """Kill a process that no longer answers, so that it is started anew."""
-        await self._ready.wait()
+        try:
+            await asyncio.wait_for(self._ready.wait(), _READY_TIMEOUT_S)
+        except TimeoutError:
+            logger.error("%s is not ready after %g s, killed", self.spec.name, _READY_TIMEOUT_S)
+            self.kill(signal.SIGKILL)
+            return
         while True:
             await asyncio.sleep(_PING_INTERVAL_S)
             try:
@@ -211,6 +221,9 @@ class Process:
 
 
 def _describe_exit(exit_code: int) -> str:
-    if exit_code < 0:
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
         return f"killed by {signal.Signals(-exit_code).name}"
-    return f"exit code {exit_code}"
+    except ValueError:  # a real-time signal has no name
+        return f"killed by signal {-exit_code}"

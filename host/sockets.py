@@ -3,6 +3,7 @@
 import errno
 import socket
 from contextlib import closing
+from typing import Any
 
 import psutil
 
@@ -81,12 +82,20 @@ def _bind_error(field: str, address: Address, kind: socket.SocketKind, error: OS
 def _holder(address: Address, kind: socket.SocketKind) -> str:
     inet_kind = "udp" if kind == socket.SOCK_DGRAM else "tcp"
     for connection in psutil.net_connections(inet_kind):
-        if connection.laddr and connection.laddr.port == address.port and connection.pid:
+        if connection.pid and _covers(connection.laddr, address):
             try:
                 return f"pid {connection.pid} ({psutil.Process(connection.pid).name()})"
             except psutil.Error:
                 return f"pid {connection.pid}"
     return "a process of another user"
+
+
+def _covers(bound: Any, address: Address) -> bool:
+    """Whether a socket that is bound there keeps others from the address; psutil gives () for one that is not."""
+    if not bound or bound.port != address.port:
+        return False
+    host = Address.from_host(bound.ip, bound.port)
+    return host == address or host.ip.is_unspecified
 
 
 def is_ipv6_available() -> bool:

@@ -8,6 +8,7 @@ bearer_token    what signaling asks for beyond loopback, 0600
 relayctl.log    output of a daemon
 """
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -76,12 +77,17 @@ class StateDir:
                 "`relayctl stop` ends it, --state-dir starts another beside it"
             ) from None
         self._lock = lock
-        self.pid_file.write_text(f"{os.getpid()}\n")
+        try:
+            self.pid_file.write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            self.release()
+            raise OperatorError(f"state_dir: cannot write {self.pid_file} ({error.strerror})") from None
 
     def release(self) -> None:
         """Remove what only a live supervisor has, then let the lock go."""
         self.admin_socket.unlink(missing_ok=True)
-        self.pid_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.pid_file.unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -89,13 +95,12 @@ class StateDir:
     def is_running(self) -> bool:
         """Whether a live supervisor holds the lock. A pid file alone is not believed."""
         try:
-            with self._lock_file.open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            inode = self._lock_file.stat().st_ino
+            locks = Path("/proc/locks").read_text().splitlines()
         except OSError:
             return False
-        return False
+        # Read, not tried: a lock that we take to test it could refuse a start at that moment (proc(5)).
+        return any(line.split()[1] == "FLOCK" and line.split()[-3].endswith(f":{inode}") for line in locks)
 
     def pid(self) -> int | None:
         """The pid in the pid file, if there is one."""
@@ -107,23 +112,28 @@ class StateDir:
 
 def read_or_create_token(path: Path) -> str:
     """The bearer token in a file, made on first use. Raises ConfigError."""
-    return read_or_create_secret(path, lambda: secrets.token_urlsafe(24) + "\n").strip()
+    token = read_or_create_secret(path, lambda: secrets.token_urlsafe(24) + "\n").strip()
+    if not token:
+        raise ConfigError(str(path), "holds no token; write one into it, or remove it to have one made")
+    return token
 
 
 def read_or_create_secret(path: Path, make: Callable[[], str]) -> str:
     """The content of a 0600 file; ``make`` is called and written if there is none.
 
-    Raises ConfigError if others can read the file.
+    Of several processes that create it at once one wins, whole. Raises ConfigError if others can read the file.
     """
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            content = make()
-            file.write(content)
-            return content
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be written ({error.strerror})") from None
+    if not path.exists():
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(make())
+            with contextlib.suppress(FileExistsError):
+                os.link(fresh, path)
+        except OSError as error:
+            raise ConfigError(str(path), f"cannot be written ({error.strerror})") from None
+        finally:
+            fresh.unlink(missing_ok=True)
     return read_secret(path)
 
 
@@ -135,3 +145,5 @@ def read_secret(path: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), "is not text; restore it from another host of the fleet") from None

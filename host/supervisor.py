@@ -76,17 +76,26 @@ class Supervisor:
             loop.add_signal_handler(number, self._receive_signal)
         admin = await self._listen()
         try:
-            for service in self._services:
-                await asyncio.gather(*(process.start() for process in self._processes[service.name]))
-            self._state = "running"
-            on_ready()
-            await self._stop.wait()
+            starting = asyncio.create_task(self._start())
+            stopping = asyncio.create_task(self._stop.wait())
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                self._state = "running"
+                on_ready()
+                await stopping
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
         finally:
             self._state = "draining"
             await self._end()
             admin.close()
             with contextlib.suppress(ConnectionError):
                 await admin.wait_closed()
+
+    async def _start(self) -> None:
+        for service in self._services:
+            await asyncio.gather(*(process.start() for process in self._processes[service.name]))
 
     def _receive_signal(self) -> None:
         if self._stop.is_set():
@@ -106,8 +115,9 @@ class Supervisor:
             finally:
                 for task in (draining, hurry):
                     task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, ChannelError):
-                    await draining
+                (ended,) = await asyncio.gather(draining, return_exceptions=True)
+                if isinstance(ended, Exception):
+                    logger.error("%s did not drain: %s", service.name, ended)
             await asyncio.gather(*(process.stop() for process in processes))
             service.close()
 
@@ -147,5 +157,7 @@ class Supervisor:
     async def _request_stop(self, drain_s: float | None = None) -> dict[str, Any]:
         if drain_s is not None:
             self._drain_s = float(drain_s)
+            if drain_s == 0:
+                self._hurry.set()
         self._stop.set()
         return {"pid": os.getpid(), "drain_s": self._drain_s}

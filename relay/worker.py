@@ -116,10 +116,13 @@ class Worker:
         if message["method"] == "ping":
             return {"result": "pong"}
         if message["method"] == "flows":
-            return {"result": self._list_flows(now, **message["params"])}
+            match message["params"]:
+                case {"limit": int(limit), "client": str() | None as client}:
+                    return {"result": self._list_flows(now, limit, client)}
+            return {"error": "flows takes a limit (a whole number) and a client (text, or null)"}
         return {"error": f"no method {message['method']!r} in a worker"}
 
-    def _list_flows(self, now: float, limit: int, client: str | None = None) -> list[dict[str, Any]]:
+    def _list_flows(self, now: float, limit: int, client: str | None) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = []
         for flow in self._core.flows:
             if len(listed) >= min(limit, MAX_FLOWS_A_PAGE):

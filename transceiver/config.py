@@ -68,8 +68,12 @@ class TransceiverConfig:
             raise ConfigError(
                 table.field("listen"), f"{self.listen} leaves no port for each of {self.processes} processes"
             )
-        if self.requests_per_s <= 0:
-            raise ConfigError(table.field("requests_per_s"), "needs to be above 0")
+        if not 0 < self.requests_per_s < float("inf"):
+            raise ConfigError(
+                table.field("requests_per_s"), f"needs to be above 0, not {self.requests_per_s}"
+            )
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ConfigError(table.field("tls_key"), "needs tls_cert beside it")
         if not all("://" in origin for origin in self.origins):
             raise ConfigError(table.field("origins"), "needs web origins, as https://app.example.org")
         if self.tls_cert is not None:

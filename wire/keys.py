@@ -80,7 +80,7 @@ class KeyRing:
     def from_json(cls, document: Any) -> "KeyRing":
         """The inverse of ``to_json``. Raises ValueError naming the field."""
         match document:
-            case {"sealing": int(sealing), "keys": [_, *_] as entries}:
+            case {"sealing": int(sealing), "keys": [_, *_] as entries} if sealing is not True:
                 keys = [_key_from_json(f"keys[{index}]", entry) for index, entry in enumerate(entries)]
             case _:
                 raise ValueError('needs "sealing" (a key id) and "keys" (a list of at least one)')
@@ -91,7 +91,7 @@ class KeyRing:
 
 def _key_from_json(field: str, entry: Any) -> FleetKey:
     match entry:
-        case {"id": int(key_id), "secret": str(secret)}:
+        case {"id": int(key_id), "secret": str(secret)} if key_id is not True:
             try:
                 return FleetKey(key_id, b64decode(secret, validate=True))
             except ValueError as error:

@@ -19,7 +19,7 @@ from aiortc.rtcdtlstransport import RTCDtlsTransport
 from aiortc.rtcicetransport import RTCIceGatherer
 
 from tests.transceiver.checks import CREDENTIAL, VIP, VIP_V6, Clock
-from tests.transceiver.test_peer import Standalone
+from tests.transceiver.standalone import Standalone
 from transceiver import peer
 from transceiver.ice import IceLiteAgent
 from transceiver.peer import MuxDtlsTransport, MuxGatherer, RelayedPeerConnection
@@ -45,6 +45,7 @@ def test_version_is_the_pinned_one(package: str) -> None:
         (RTCDtlsTransport, "_handle_rtcp_data", ["self", "data"]),
         (RTCDtlsTransport, "_register_data_receiver", ["self", "receiver"]),
         (RTCDtlsTransport, "_unregister_data_receiver", ["self", "receiver"]),
+        (RTCDtlsTransport, "_recv_next", ["self"]),
         (RTCCertificate, "_create_ssl_context", ["self", "srtp_profiles"]),
         (RTCSctpTransport, "_handle_data", ["self", "data"]),
         (aiortc.rtp, "compute_audio_level_dbov", ["frame"]),
@@ -63,6 +64,9 @@ async def test_attributes_exist_on_a_connection() -> None:
     [dtls] = attributes["_RTCPeerConnection__dtlsTransports"]
     assert type(dtls) is RTCDtlsTransport
     assert dtls._data_receiver is None
+    assert dtls._ssl is None
+    assert dtls.encrypted is False
+    assert [transceiver._bundled for transceiver in connection.getTransceivers()] == [False]
     await connection.close()
 
 

@@ -354,6 +354,21 @@ def test_newest_rtp_agrees_with_unbounded_numbers(start: int, offsets: list[int]
         highest = max(highest, offset)
 
 
+def test_streams_whose_order_is_kept_are_bounded() -> None:
+    agent = Call().agent
+    assert [agent.is_newest_rtp(ssrc, 1) for ssrc in range(40)] == [True] * 32 + [False] * 8
+    assert [agent.is_newest_rtcp(ssrc, 1) for ssrc in range(40)] == [True] * 32 + [False] * 8
+    assert agent.is_newest_rtp(0, 2)
+    assert agent.is_newest_rtcp(0, 2)
+
+
+def test_newest_rtcp_by_index_of_each_sender() -> None:
+    agent = Call().agent
+    arrived = [(1, 0), (1, 1), (1, 1), (1, 5), (1, 4), (2, 0), (2, 1), (1, 6)]
+    newest = [True, True, False, True, False, True, True, True]
+    assert [agent.is_newest_rtcp(ssrc, index) for ssrc, index in arrived] == newest
+
+
 @pytest.mark.parametrize(
     ("records", "newest"),
     [
@@ -431,3 +446,14 @@ def test_media_brings_the_path_back_from_a_nomination() -> None:
     assert call.agent.selected == MOBILE
     call.media(HOME)
     assert call.agent.selected == HOME
+
+
+def test_address_that_was_nominated_is_idle_until_its_media_flows() -> None:
+    call = Call()
+    call.connect()
+    call.talk(HOME)
+    call.wait(1.1)
+    call.check(MOBILE, use_candidate=True)
+    call.wait(1.1)
+    call.check(HOME, use_candidate=True)
+    assert call.agent.selected == MOBILE

@@ -240,6 +240,15 @@ def test_media_of_a_validated_address_reaches_its_session(fleet: Fleet, datagram
     assert fleet.mux.counters["media"] == 1
 
 
+def test_handshake_goes_to_where_dtls_came_from_and_rtp_does_not_count(fleet: Fleet) -> None:
+    fleet.arrive(write_check(), HOME)
+    fleet.arrive(write_check(), MOBILE)
+    fleet.arrive(RTP, MOBILE)
+    assert fleet.session.agent.selected == HOME
+    fleet.arrive(CLIENT_HELLO, MOBILE)
+    assert fleet.session.agent.selected == MOBILE
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,19 +9,16 @@ import pytest
 import pytest_asyncio
 from aiortc import RTCCertificate
 from aiortc.rtcdtlstransport import generate_certificate
-from av import AudioFrame
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
 
 from tests.transceiver.caller import Caller, RelayShim, SkewedClock, calling
-from tests.transceiver.checks import CREDENTIAL, RELAY, Clock, client, write_check
+from tests.transceiver.checks import RELAY, client, write_check
 from tests.transceiver.offers import VOICE
 from tests.transceiver.processes import Process, serving
 from tests.transceiver.waiting import until
 from transceiver import hub
-from transceiver.ice import IceLiteAgent, Path
-from transceiver.mux import Mux
-from transceiver.peer import MuxConnection, _audio_level_dbov
+from transceiver.ice import Path
 from transceiver.session import Session
 from wire.address import Address
 from wire.demux import PacketClass, classify
@@ -248,6 +244,31 @@ async def test_client_that_moves_is_followed_with_its_media(process: Process, sh
         await until(lambda: PacketClass.RTP in shim.sent_to(MOBILE))
 
 
+async def test_late_packet_from_where_the_client_was_does_not_bring_it_back(
+    process: Process, shim: RelayShim
+) -> None:
+    async with calling() as caller:
+        session = await caller.connect(process)
+        shim.inject(write_check(session.agent.credential), MOBILE)
+        await until(lambda: len(session.agent.paths) == 2)
+        late: list[tuple[bytes, Address]] = []
+
+        def hold_one_and_move(datagram: bytes, source: Address) -> list[tuple[bytes, Address]]:
+            if not late and classify(datagram) is PacketClass.RTP:
+                late.append((datagram, source))
+                return []
+            return [(datagram, MOBILE)]
+
+        shim.uplink = hold_one_and_move
+        await until(lambda: late and session.agent.selected == Path(MOBILE, shim.vip))
+        shim.delivering = False
+        await asyncio.sleep(0.05)
+        shim.inject(*late[0])
+        await asyncio.sleep(0.05)
+        assert session.agent.selected == Path(MOBILE, shim.vip)
+        assert session.agent.moves == 1
+
+
 async def _connect_silent(caller: Caller, process: Process, shim: RelayShim) -> Session:
     """A call whose client sends no media, with a second address validated."""
     session = await caller.connect(process)
@@ -349,6 +370,17 @@ async def test_malformed_rtp_of_the_client_does_not_end_its_call(process: Proces
         assert session.is_connected
 
 
+async def test_header_extension_of_a_wrong_size_is_counted_and_the_call_goes_on(process: Process) -> None:
+    async with calling() as caller:
+        session = await caller.connect(process)
+        [transport] = caller.peer._RTCPeerConnection__dtlsTransports  # type: ignore[attr-defined]
+        extensions = caller.peer.getTransceivers()[0]._headerExtensions
+        [level] = [extension.id for extension in extensions if extension.uri.endswith("ssrc-audio-level")]
+        await transport._send_rtp(_RTP + b"\xbe\xde\x00\x01" + bytes((level << 4 | 2, 1, 2, 3)))
+        await caller.say("still here")
+        assert session.counters == {"rtp_malformed": 1}
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -364,126 +396,3 @@ async def test_malformed_sctp_of_the_client_does_not_end_its_call(process: Proce
         await transport._send_data(message)
         await caller.say("still here")
         assert session.is_connected
-
-
-# the stand-ins by themselves
-
-
-class Tally:
-    """Counts what is dropped."""
-
-    def __init__(self) -> None:
-        self.counters: Counter[str] = Counter()
-
-    def count(self, outcome: str) -> None:
-        self.counters[outcome] += 1
-
-
-class FakeMux:
-    """Keeps what is sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[bytes, Path, Address]] = []
-
-    def send(self, datagram: bytes, path: Path, relay: Address) -> None:
-        self.sent.append((datagram, path, relay))
-
-
-class Standalone:
-    """A MuxConnection, and what is around it."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.agent = IceLiteAgent(CREDENTIAL, self.clock())
-        self.mux = FakeMux()
-        self.tally = Tally()
-        mux: Any = self.mux
-        assert hasattr(Mux, "send")
-        self.connection = MuxConnection(self.agent, mux, self.clock, self.tally)
-
-    def check(self, path: Path) -> None:
-        datagram = write_check()
-        message = parse_stun_untrusted(datagram)
-        self.agent.receive_check(datagram, message, message.ufrags_untrusted, path, RELAY, self.clock())
-        self.connection.latch()
-
-
-async def test_full_queue_drops_the_oldest_and_counts() -> None:
-    lone = Standalone()
-    for number in range(100):
-        lone.connection.deliver(b"\x80%d" % number, client(1), RELAY)
-    assert lone.tally.counters == {"queue_overflow": 36}
-    assert [await lone.connection.recv() for _ in range(64)] == [b"\x80%d" % n for n in range(36, 100)]
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(lone.connection.recv(), 0.01)
-
-
-async def test_receiver_that_waits_is_woken_by_a_datagram() -> None:
-    lone = Standalone()
-    waiting = asyncio.create_task(lone.connection.recv())
-    await asyncio.sleep(0)
-    lone.connection.deliver(b"\x80", client(1), RELAY)
-    assert await waiting == b"\x80"
-
-
-async def test_connect_waits_for_the_first_check() -> None:
-    lone = Standalone()
-    connecting = asyncio.create_task(lone.connection.connect())
-    await asyncio.sleep(0.01)
-    assert not connecting.done()
-    lone.check(client(1))
-    await connecting
-
-
-async def test_close_wakes_everyone_with_a_connection_error() -> None:
-    lone = Standalone()
-    waiting = [asyncio.create_task(lone.connection.connect()), asyncio.create_task(lone.connection.recv())]
-    event = asyncio.create_task(lone.connection.get_event())
-    await asyncio.sleep(0)
-    await lone.connection.close()
-    assert [type(error) for error in await asyncio.gather(*waiting, return_exceptions=True)] == [
-        ConnectionError,
-        ConnectionError,
-    ]
-    await event
-    with pytest.raises(ConnectionError):
-        await lone.connection.send(b"\x80")
-
-
-async def test_datagram_without_a_destination_is_withheld_and_counted() -> None:
-    lone = Standalone()
-    await lone.connection.send(b"\x16" * 100)
-    assert lone.tally.counters == {"send_withheld": 1}
-    lone.check(client(1))
-    await lone.connection.send(b"\x16" * 100)
-    assert lone.mux.sent == [(b"\x16" * 100, client(1), RELAY)]
-    for _ in range(10):
-        await lone.connection.send(b"\x16" * 1000)
-    assert lone.tally.counters == {"send_withheld": 11}
-
-
-async def test_authentication_counts_for_the_path_that_the_datagram_came_by() -> None:
-    lone = Standalone()
-    lone.check(client(1))
-    lone.check(client(2))
-    lone.agent.complete_handshake()
-    lone.connection.deliver(b"\x80one", client(2), RELAY)
-    lone.connection.deliver(b"\x80two", client(1), RELAY)
-    await lone.connection.recv()
-    lone.connection.authenticated(newest=True)
-    assert lone.agent.selected == client(2)
-
-
-@pytest.mark.parametrize(
-    ("samples", "level_dbov"),
-    [
-        pytest.param([0] * 160, -127, id="silence"),
-        pytest.param([32767, -32768] * 80, 0, id="as loud as can be"),
-        pytest.param([3277, -3277] * 80, -20, id="a tenth"),
-        pytest.param([1, -1] * 80, -90, id="one step"),
-    ],
-)
-def test_audio_level(samples: list[int], level_dbov: int) -> None:
-    frame = AudioFrame(format="s16", layout="mono", samples=len(samples))
-    frame.planes[0].update(b"".join(s.to_bytes(2, "little", signed=True) for s in samples))
-    assert _audio_level_dbov(frame) == level_dbov

@@ -336,6 +336,15 @@ async def test_fragment_of_another_type_is_415(process: Process) -> None:
 # DELETE and 404
 
 
+async def test_check_after_the_hang_up_finds_no_session(process: Process) -> None:
+    location, _ = await call_on(process)
+    check = encode_header(*client(1)) + write_check(only_session(process).agent.credential)
+    process.mux.receive_untrusted(check, RELAY)
+    assert (await process.public.delete(location)).status == 200
+    process.mux.receive_untrusted(check, RELAY)
+    assert process.mux.counters == {"checks": 1, "unknown_ufrag": 1}
+
+
 async def test_delete_hangs_up_and_a_second_finds_nothing(process: Process) -> None:
     location, etag = await call_on(process)
     assert (await process.public.delete(location)).status == 200

@@ -1,0 +1,1 @@
+"""Tests of what a process of ours needs from its host."""
