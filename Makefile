@@ -7,8 +7,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
-# Debian 12: a browser for the end-to-end tests, a C compiler and formatter for bpf/
-PACKAGES := python3-venv chromium gcc libc6-dev clang-format
+# Debian 12: BCC and the kernel's uapi headers, a browser for the end-to-end tests, a C compiler and formatter for bpf/
+PACKAGES := python3-venv python3-bpfcc linux-libc-dev chromium gcc libc6-dev clang-format
 export DEBIAN_FRONTEND := noninteractive
 
 .PHONY: help setup demo test check pytest clean

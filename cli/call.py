@@ -36,6 +36,8 @@ _PING_INTERVAL_S = 0.1
 _HTTP_TIMEOUT_S = 10.0
 # A ping that is older than this is lost to a conversation, even if the data channel delivers it at last.
 OVERDUE_S = 1.0
+# aiortc sends RTCP every 0.5 to 1.5 s.
+_RTCP_TIMEOUT_S = 2.0
 
 
 class CallError(OperatorError):
@@ -170,11 +172,20 @@ class EchoCall:
         await self.peer.close()
 
     async def report(self) -> CallReport:
-        """Everything up to now."""
+        """Everything up to now; waits a moment where the transceiver has not yet reported what it received."""
         now = time.monotonic()
         self._report.state = self.peer.connectionState
         self._report.silent_s = round(now - self._tone_at, 2)
         self._report.pings_overdue = sum(now - sent_at > OVERDUE_S for sent_at in self._unanswered)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RTCP_TIMEOUT_S):
+                await self._read_stats()
+                while "lost" not in self._report.uplink:
+                    await asyncio.sleep(0.1)
+                    await self._read_stats()
+        return self._report
+
+    async def _read_stats(self) -> None:
         for stats in (await self.peer.getStats()).values():
             if isinstance(stats, RTCOutboundRtpStreamStats):
                 self._report.uplink["sent"] = stats.packetsSent
@@ -182,7 +193,6 @@ class EchoCall:
                 self._report.uplink["lost"] = stats.packetsLost
             elif isinstance(stats, RTCInboundRtpStreamStats):
                 self._report.downlink.update(received=stats.packetsReceived, lost=stats.packetsLost)
-        return self._report
 
     async def _set_up(self) -> None:
         self.peer.addTrack(_ToneTrack())

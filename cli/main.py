@@ -98,7 +98,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Machine-read
 def main() -> None:
     """Run the command line."""
     # Imported here, as each module registers its commands on the group above.
-    from cli import demo, flows, init, lifecycle, probe, sessions, status, token  # noqa: F401
+    from cli import bpf, demo, flows, init, lifecycle, probe, sessions, status, token  # noqa: F401
 
     sys.exit(cli(standalone_mode=True))
 

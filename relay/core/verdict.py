@@ -14,26 +14,30 @@ class Verdict(IntEnum):
     FORWARD_STUN = 0
     FORWARD_FLOW = 1
     FORWARD_CLIENT = 2
-    DROP_MALFORMED = 3
-    DROP_OVERSIZE = 4
-    DROP_SOURCE_PORT_ZERO = 5
-    DROP_MARTIAN = 6
-    DROP_NOT_WEBRTC = 7
-    DROP_STUN_MALFORMED = 8
-    DROP_STUN_USERNAME = 9
-    DROP_STUN_INTEGRITY = 10
-    DROP_STUN_UNKNOWN_FLOW = 11
-    DROP_UFRAG_FORGED = 12
-    DROP_UFRAG_UNKNOWN_KEY = 13
-    DROP_UFRAG_EXPIRED = 14
-    DROP_UFRAG_CLUSTER = 15
-    DROP_UFRAG_NETWORK = 16
-    DROP_UNKNOWN_FLOW = 17
-    DROP_SPP_SOURCE = 18
-    DROP_SPP_MALFORMED = 19
-    DROP_SPP_PROXY = 20
-    DROP_SPP_CLIENT = 21
-    DROP_SEND_FAILED = 22
+    HAND_UP = 3
+    DROP_MALFORMED = 4
+    DROP_OVERSIZE = 5
+    DROP_SOURCE_PORT_ZERO = 6
+    DROP_MARTIAN = 7
+    DROP_NOT_WEBRTC = 8
+    DROP_STUN_MALFORMED = 9
+    DROP_STUN_USERNAME = 10
+    DROP_STUN_INTEGRITY = 11
+    DROP_STUN_UNKNOWN_FLOW = 12
+    DROP_UFRAG_FORGED = 13
+    DROP_UFRAG_UNKNOWN_KEY = 14
+    DROP_UFRAG_EXPIRED = 15
+    DROP_UFRAG_CLUSTER = 16
+    DROP_UFRAG_NETWORK = 17
+    DROP_UNKNOWN_FLOW = 18
+    DROP_SPP_SOURCE = 19
+    DROP_SPP_MALFORMED = 20
+    DROP_SPP_PROXY = 21
+    DROP_SPP_CLIENT = 22
+    DROP_SEND_FAILED = 23
+    DROP_FRAGMENT = 24
+    DROP_RATE_LIMITED = 25
+    DROP_NO_WORKER = 26
 
     @property
     def label(self) -> str:
@@ -50,7 +54,8 @@ MEANINGS: Final = {
     Verdict.FORWARD_STUN: "Binding request that passed admission, sent to the transceiver its ufrag names",
     Verdict.FORWARD_FLOW: "packet of a known flow, sent to its transceiver",
     Verdict.FORWARD_CLIENT: "packet of a transceiver, sent to its client from the VIP",
-    Verdict.DROP_MALFORMED: "empty datagram: a port scan or a broken client",
+    Verdict.HAND_UP: "packet that XDP leaves to a worker, which counts its own verdict",
+    Verdict.DROP_MALFORMED: "empty datagram, or lengths that contradict each other: a port scan or a broken client",
     Verdict.DROP_OVERSIZE: "datagram larger than any WebRTC packet: not one of ours, or a path without an MTU limit",
     Verdict.DROP_SOURCE_PORT_ZERO: "source port 0 cannot be answered: forged",
     Verdict.DROP_MARTIAN: "source address that no client can have (ours, the fleet's, multicast, reserved): forged",
@@ -70,6 +75,9 @@ MEANINGS: Final = {
     Verdict.DROP_SPP_PROXY: "fleet packet for a VIP that this relay does not serve",
     Verdict.DROP_SPP_CLIENT: "fleet packet to an address that no client can have: this relay is no reflector",
     Verdict.DROP_SEND_FAILED: "the kernel refused the packet: no route, a full buffer, or larger than the path",
+    Verdict.DROP_FRAGMENT: "first fragment of a datagram (XDP only): no WebRTC packet is fragmented",
+    Verdict.DROP_RATE_LIMITED: "packet of no known flow, from a source that sent too many of them (XDP only): a flood",
+    Verdict.DROP_NO_WORKER: "no worker has beaten its heart for a second (XDP only): it would answer with ICMP errors",
 }
 
 

@@ -3,12 +3,18 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from aiortc import RTCCertificate
-from aiortc.rtcdtlstransport import generate_certificate
+from aiortc.rtcdtlstransport import (
+    SRTP_AEAD_AES_128_GCM,
+    SRTP_AES128_CM_SHA1_80,
+    SRTPProtectionProfile,
+    generate_certificate,
+)
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
 
@@ -269,6 +275,10 @@ async def test_late_packet_from_where_the_client_was_does_not_bring_it_back(
         assert session.agent.moves == 1
 
 
+def _is_selected(session: Session, path: Path) -> bool:
+    return session.agent.selected == path
+
+
 async def _connect_silent(caller: Caller, process: Process, shim: RelayShim) -> Session:
     """A call whose client sends no media, with a second address validated."""
     session = await caller.connect(process)
@@ -285,6 +295,40 @@ async def test_silent_client_that_moves_is_followed_with_its_messages(
         shim.uplink = lambda datagram, source: [(datagram, MOBILE)]
         caller.channel.send("from elsewhere")
         await until(lambda: session.agent.selected == Path(MOBILE, shim.vip))
+
+
+@pytest.mark.parametrize(
+    "profile", [SRTP_AEAD_AES_128_GCM, SRTP_AES128_CM_SHA1_80], ids=["AES-GCM", "AES-CM"]
+)
+async def test_silent_client_is_followed_with_its_reports_in_their_order(
+    process: Process, shim: RelayShim, profile: SRTPProtectionProfile
+) -> None:
+    async with calling(talks=False) as caller:
+        for transport in caller.peer._RTCPeerConnection__dtlsTransports:  # type: ignore[attr-defined]
+            transport._srtp_profiles = [profile]
+        session = await _connect_silent(caller, process, shim)
+        [transport] = caller.peer._RTCPeerConnection__dtlsTransports  # type: ignore[attr-defined]
+        home, report = session.agent.selected, bytes.fromhex("80c90001 12345678")
+        sent: list[bytes] = []
+
+        def hold(datagram: bytes, source: Address) -> list[tuple[bytes, Address]]:
+            if classify(datagram) is PacketClass.STUN:
+                return [(datagram, source)]
+            sent.append(datagram)
+            return []
+
+        shim.uplink = hold
+        for _ in range(12):
+            await transport._send_rtp(report)
+        await until(lambda: len(sent) >= 12)
+        assert home is not None
+        for number, path in [(0, MOBILE), (1, home.client), (2, MOBILE), (4, home.client), (11, MOBILE)]:
+            shim.inject(sent[number], path)
+            await until(partial(_is_selected, session, Path(path, shim.vip)))
+        for late in (3, 10):
+            shim.inject(sent[late], home.client)
+        await asyncio.sleep(0.05)
+        assert session.agent.selected == Path(MOBILE, shim.vip)
 
 
 def _record(sequence: int, body: bytes = b"\x00" * 40) -> bytes:

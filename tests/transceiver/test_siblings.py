@@ -198,6 +198,14 @@ async def test_draining_process_gives_its_offers_to_the_others() -> None:
         assert "Retry-After" in response.headers
 
 
+async def test_offer_is_kept_when_its_sibling_has_just_begun_to_drain() -> None:
+    async with serving_siblings(2) as (first, second):
+        await call_on(first)
+        second.hub._draining = True  # and the board does not say so yet
+        assert (await posted(first.public)).status == 201
+        assert (len(first.hub), len(second.hub)) == (2, 0)
+
+
 async def test_offer_is_kept_when_its_sibling_is_gone() -> None:
     async with serving_siblings(2) as (first, second):
         await call_on(first)

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* What arrives at the relay, before it costs a wake-up: everything that no worker would forward is dropped
+ * here with its reason, the rest is handed up to the sockets. The rules are those of
+ * relay/core/forwarding.py, and tests/relay/packets.py holds both to one table.
+ */
+#include <uapi/linux/bpf.h>
+
+#include "abi.h"
+#include "verdict.h"
+#include "parsing.h"
+#include "maps.h"
+
+#define MAX_DATAGRAM_BYTES 2048
+#define STUN_HEADER_BYTES 20
+#define STUN_COOKIE 0x2112a442
+#define SPP_HEADER_BYTES 38
+#define SPP_MAGIC 0x56ec
+#define NANO 1000000000ULL
+
+/* Not one of ours: the kernel's own business, which no counter should hold. */
+#define NOT_OURS VERDICT_COUNT
+
+struct stun_header {
+	__be16 type;
+	__be16 length;
+	__be32 cookie;
+};
+
+/* Cloudflare's Simple Proxy Protocol for UDP. */
+struct spp_header {
+	__be16 magic;
+	__u8 client[16];
+	__u8 proxy[16];
+	__be16 client_port;
+	__be16 proxy_port;
+} __attribute__((packed));
+
+static __always_inline int is_mapped_ipv4(const __u8 host[16])
+{
+	const __u32 *word = (const __u32 *)host;
+
+	return !word[0] && !word[1] && word[2] == htonl(0xffff);
+}
+
+/* The rules of AddressRules.may_be_client, but for our own sockets. */
+static __always_inline int is_martian(const __u8 host[16], int is_ipv4_packet,
+				      const struct settings *settings)
+{
+	const __u32 *word = (const __u32 *)host;
+
+	if (is_mapped_ipv4(host)) {
+		if (!is_ipv4_packet)
+			return 1;
+		if (host[12] == 127)
+			return !settings->loopback_clients;
+		return !host[12] || host[12] >= 224;
+	}
+	if (!word[0] && !word[1] && !word[2]) {
+		if (word[3] == htonl(1))
+			return !settings->loopback_clients;
+		return !word[3];
+	}
+	return host[0] == 0xff || (host[0] == 0xfe && (host[1] & 0xc0) == 0x80);
+}
+
+static __always_inline int is_loopback(const __u8 host[16])
+{
+	const __u32 *word = (const __u32 *)host;
+
+	if (is_mapped_ipv4(host))
+		return host[12] == 127;
+	return !word[0] && !word[1] && !word[2] && word[3] == htonl(1);
+}
+
+static __always_inline int is_in_fleet(const __u8 host[16])
+{
+	struct network key = {.prefix_length = 128};
+
+	__builtin_memcpy(key.host, host, 16);
+	return !!transceiver_networks.lookup(&key);
+}
+
+static __always_inline int may_be_client(struct endpoint *client, int is_ipv4_packet,
+					 const struct settings *settings)
+{
+	if (is_martian(client->host, is_ipv4_packet, settings))
+		return 0;
+	/* On one machine clients, relay and transceivers share the loopback address. */
+	if (!is_loopback(client->host) && is_in_fleet(client->host))
+		return 0;
+	return !listeners.lookup(client) && !vips.lookup(client);
+}
+
+/* One packet of no known flow from this source: may it pass? */
+static __always_inline int take_token(const struct endpoint *source, const struct settings *settings,
+				      __u64 now)
+{
+	struct source_prefix prefix = {};
+	struct bucket *bucket, fresh = {};
+	__u64 tokens;
+
+	/* An IPv4 address, or an IPv6 /64: what one customer has. */
+	__builtin_memcpy(prefix.host, source->host, 8);
+	if (is_mapped_ipv4(source->host))
+		__builtin_memcpy(prefix.host + 8, source->host + 8, 8);
+	bucket = buckets.lookup(&prefix);
+	if (!bucket) {
+		fresh.nano_tokens = (settings->unknown_burst - 1) * NANO;
+		fresh.filled_ns = now;
+		buckets.update(&prefix, &fresh);
+		return 1;
+	}
+	/* Two CPUs may race for a token; the bucket is a guard, no account. */
+	tokens = bucket->nano_tokens + (now - bucket->filled_ns) * settings->unknown_per_s;
+	if (tokens > settings->unknown_burst * NANO)
+		tokens = settings->unknown_burst * NANO;
+	bucket->filled_ns = now;
+	bucket->nano_tokens = tokens >= NANO ? tokens - NANO : tokens;
+	return tokens >= NANO;
+}
+
+static __always_inline int is_worker_alive(const struct settings *settings, __u64 now)
+{
+	__u32 zero = 0;
+	struct heartbeat *beat = heartbeat.lookup(&zero);
+
+	return beat && now - beat->beat_ns < settings->heartbeat_timeout_ns;
+}
+
+/* RFC 7983 section 7; STUN is checked as far as its header goes. */
+static __always_inline enum verdict check_protocol(const struct datagram *datagram, void *end)
+{
+	struct stun_header *stun = (void *)datagram->payload;
+	__u8 first;
+
+	if ((void *)(datagram->payload + 1) > end)
+		return DROP_MALFORMED;
+	first = datagram->payload[0];
+	if ((first >= 20 && first <= 63) || (first >= 128 && first <= 191))
+		return HAND_UP;
+	if (first > 3)
+		return DROP_NOT_WEBRTC;
+	if (datagram->payload_length < STUN_HEADER_BYTES || (void *)(stun + 1) > end)
+		return DROP_STUN_MALFORMED;
+	if (stun->cookie != htonl(STUN_COOKIE) || (ntohs(stun->length) & 3) ||
+	    ntohs(stun->length) + STUN_HEADER_BYTES != datagram->payload_length)
+		return DROP_STUN_MALFORMED;
+	return HAND_UP;
+}
+
+static __always_inline enum verdict receive_from_client(struct datagram *datagram, void *end,
+							const struct settings *settings)
+{
+	struct flow_key key = {};
+	enum verdict verdict;
+	__u64 now;
+
+	if (!datagram->payload_length)
+		return DROP_MALFORMED;
+	if (datagram->payload_length > MAX_DATAGRAM_BYTES)
+		return DROP_OVERSIZE;
+	if (!datagram->source.port)
+		return DROP_SOURCE_PORT_ZERO;
+	if (!may_be_client(&datagram->source, is_mapped_ipv4(datagram->destination.host), settings))
+		return DROP_MARTIAN;
+	verdict = check_protocol(datagram, end);
+	if (verdict != HAND_UP)
+		return verdict;
+	now = bpf_ktime_get_ns();
+	key.client = datagram->source;
+	key.vip = datagram->destination;
+	/* Never a known flow: many callers share one CGNAT address. */
+	if (!flows.lookup(&key) && !take_token(&datagram->source, settings, now))
+		return DROP_RATE_LIMITED;
+	/* A closed socket would answer with ICMP port unreachable, which ends calls. */
+	return is_worker_alive(settings, now) ? HAND_UP : DROP_NO_WORKER;
+}
+
+static __always_inline enum verdict receive_from_fleet(struct datagram *datagram, void *end,
+						       const struct settings *settings)
+{
+	struct spp_header *spp = (void *)datagram->payload;
+	struct endpoint client = {}, proxy = {};
+
+	if (!is_in_fleet(datagram->source.host))
+		return DROP_SPP_SOURCE;
+	if (datagram->payload_length > MAX_DATAGRAM_BYTES + SPP_HEADER_BYTES)
+		return DROP_OVERSIZE;
+	if (datagram->payload_length <= SPP_HEADER_BYTES || (void *)(spp + 1) > end ||
+	    spp->magic != htons(SPP_MAGIC))
+		return DROP_SPP_MALFORMED;
+	__builtin_memcpy(client.host, spp->client, 16);
+	__builtin_memcpy(proxy.host, spp->proxy, 16);
+	client.port = spp->client_port;
+	proxy.port = spp->proxy_port;
+	if (!vips.lookup(&proxy))
+		return DROP_SPP_PROXY;
+	if (!client.port || is_mapped_ipv4(client.host) != is_mapped_ipv4(proxy.host) ||
+	    !may_be_client(&client, is_mapped_ipv4(proxy.host), settings))
+		return DROP_SPP_CLIENT;
+	return is_worker_alive(settings, bpf_ktime_get_ns()) ? HAND_UP : DROP_NO_WORKER;
+}
+
+static __always_inline __u32 judge(struct xdp_md *ctx)
+{
+	struct cursor cursor = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
+	struct datagram datagram = {};
+	struct settings *settings;
+	struct listener *listener;
+	__u32 zero = 0;
+
+	if (parse_datagram(&cursor, &datagram))
+		return NOT_OURS;
+	listener = listeners.lookup(&datagram.destination);
+	settings = settings_of_relay.lookup(&zero);
+	if (!listener || !settings)
+		return NOT_OURS;
+	if (datagram.is_malformed)
+		return DROP_MALFORMED;
+	if (datagram.is_fragment)
+		return DROP_FRAGMENT;
+	if (listener->side == SIDE_FLEET)
+		return receive_from_fleet(&datagram, cursor.end, settings);
+	return receive_from_client(&datagram, cursor.end, settings);
+}
+
+int xdp_ingress(struct xdp_md *ctx)
+{
+	__u32 verdict = judge(ctx);
+
+	if (verdict >= VERDICT_COUNT)
+		return XDP_PASS;
+	verdicts.increment(verdict);
+	return verdict == HAND_UP ? XDP_PASS : XDP_DROP;
+}

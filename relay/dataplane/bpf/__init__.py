@@ -1,0 +1,1 @@
+"""The kernel side of the data path: compiled and loaded with BCC, without kernel headers."""

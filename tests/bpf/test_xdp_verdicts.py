@@ -1,0 +1,146 @@
+"""One table of packets, two implementations: what XDP drops, the worker would drop for the same reason."""
+
+import time
+
+import pytest
+
+from relay.core.verdict import Verdict
+from relay.dataplane.bpf.program import XdpLimits, XdpProgram
+from tests.bpf.conftest import load
+from tests.bpf.frames import udp_frame
+from tests.relay.network import CLIENT_V4, CLIENT_V6, FLEET_SOCKET_V4, FLEET_SOCKET_V6, POLICY, RTP
+from tests.relay.packets import ROWS, PacketRow
+from wire.address import Address
+
+pytestmark = pytest.mark.bpf
+
+XDP_DROP, XDP_PASS = 1, 2
+# What XDP can tell by itself. Everything else needs keys, flows or attributes, and is handed up.
+KERNEL_VERDICTS = {
+    Verdict.DROP_MALFORMED,
+    Verdict.DROP_OVERSIZE,
+    Verdict.DROP_SOURCE_PORT_ZERO,
+    Verdict.DROP_MARTIAN,
+    Verdict.DROP_NOT_WEBRTC,
+    Verdict.DROP_STUN_MALFORMED,
+    Verdict.DROP_SPP_SOURCE,
+    Verdict.DROP_SPP_MALFORMED,
+    Verdict.DROP_SPP_PROXY,
+    Verdict.DROP_SPP_CLIENT,
+}
+LISTEN_V4, LISTEN_V6 = (vip.listen for vip in POLICY.vips[:2])
+
+
+def judge(xdp: XdpProgram, frame: bytes) -> Verdict | None:
+    """The verdict that one frame was counted under; None if it was the kernel's own business."""
+    before = xdp.counts()
+    action, left = xdp.run(frame)
+    assert left == frame
+    counted = [verdict for verdict, count in xdp.counts().items() if count != before[verdict]]
+    assert action == (XDP_PASS if counted in ([], [Verdict.HAND_UP]) else XDP_DROP)
+    assert len(counted) <= 1
+    return counted[0] if counted else None
+
+
+def frame_of(row: PacketRow) -> bytes | None:
+    """The row as a frame; None where no frame can carry it (a client of the other family)."""
+    if row.side == "public":
+        destination = POLICY.vips[row.vip_index].listen
+    else:
+        destination = FLEET_SOCKET_V4 if row.source.family == 4 else FLEET_SOCKET_V6
+    return (
+        udp_frame(row.source, destination, row.datagram) if row.source.family == destination.family else None
+    )
+
+
+CARRIED = [(row, frame) for row in ROWS if (frame := frame_of(row)) is not None]
+
+
+@pytest.mark.parametrize(
+    ("row", "frame"), [pytest.param(row, frame, id=row.description) for row, frame in CARRIED]
+)
+@pytest.mark.parametrize("vlans", [(), (7,), (7, 8)], ids=["plain", "VLAN", "two VLANs"])
+def test_xdp_and_worker_agree(xdp: XdpProgram, row: PacketRow, frame: bytes, vlans: tuple[int, ...]) -> None:
+    if vlans:
+        tags = b"".join(b"\x81\x00" + vlan.to_bytes(2, "big") for vlan in vlans)
+        frame = frame[:12] + tags + frame[12:]
+    verdict = judge(xdp, frame)
+    if verdict is not Verdict.HAND_UP:
+        assert verdict is row.verdict
+    elif row.verdict in KERNEL_VERDICTS:
+        # Malformed deeper than the STUN header, or another service of our own host: only the worker can tell.
+        assert row.verdict in (Verdict.DROP_STUN_MALFORMED, Verdict.DROP_SPP_CLIENT)
+
+
+def test_table_is_large_and_reaches_every_verdict_of_the_kernel(xdp: XdpProgram) -> None:
+    seen = {judge(xdp, frame) for _, frame in CARRIED}
+    assert len(CARRIED) >= 60
+    assert seen == KERNEL_VERDICTS | {Verdict.HAND_UP}
+
+
+_GOOD = udp_frame(CLIENT_V4, LISTEN_V4, RTP)
+_GOOD_V6 = udp_frame(CLIENT_V6, LISTEN_V6, RTP)
+
+
+@pytest.mark.parametrize(
+    ("frame", "verdict"),
+    [
+        pytest.param(_GOOD, Verdict.HAND_UP, id="a good packet, to compare with"),
+        pytest.param(_GOOD + bytes(40), Verdict.HAND_UP, id="padding behind the datagram"),
+        pytest.param(
+            udp_frame(CLIENT_V4, LISTEN_V4, RTP, fragment=0x2000), Verdict.DROP_FRAGMENT, id="first fragment"
+        ),
+        pytest.param(
+            udp_frame(CLIENT_V4, LISTEN_V4, RTP, fragment=0x4000), Verdict.HAND_UP, id="do not fragment"
+        ),
+        pytest.param(udp_frame(CLIENT_V4, LISTEN_V4, RTP, fragment=0x0010), None, id="later fragment"),
+        pytest.param(
+            udp_frame(CLIENT_V4, LISTEN_V4, RTP, udp_length=7), Verdict.DROP_MALFORMED, id="UDP length 7"
+        ),
+        pytest.param(
+            udp_frame(CLIENT_V4, LISTEN_V4, RTP, udp_length=900),
+            Verdict.DROP_MALFORMED,
+            id="UDP length too large",
+        ),
+        pytest.param(
+            udp_frame(CLIENT_V6, LISTEN_V6, RTP, udp_length=900), Verdict.DROP_MALFORMED, id="the same, IPv6"
+        ),
+        pytest.param(udp_frame(CLIENT_V4, LISTEN_V4, RTP, ip_options=bytes(4)), None, id="IPv4 options"),
+        pytest.param(udp_frame(CLIENT_V4, Address(LISTEN_V4.host, 53), RTP), None, id="another port of ours"),
+        pytest.param(
+            udp_frame(CLIENT_V4, Address.parse("192.0.2.200:3478"), RTP), None, id="another address"
+        ),
+        pytest.param(_GOOD[:23] + b"\x06" + _GOOD[24:], None, id="TCP"),
+        pytest.param(_GOOD_V6[:20] + b"\x2c" + _GOOD_V6[21:], None, id="IPv6 fragment header"),
+        pytest.param(_GOOD[:12] + b"\x08\x06" + _GOOD[14:], None, id="ARP"),
+        pytest.param(_GOOD[:14] + b"\x44" + _GOOD[15:], None, id="IHL below its minimum"),
+        pytest.param(_GOOD[:30], None, id="cut in the IP header"),
+        pytest.param(_GOOD[:40], None, id="cut in the UDP header"),
+    ],
+)
+def test_frames_around_the_datagram(xdp: XdpProgram, frame: bytes, verdict: Verdict | None) -> None:
+    assert judge(xdp, frame) is verdict
+
+
+def test_flood_of_one_source_is_limited_and_its_neighbour_is_not() -> None:
+    xdp = load(XdpLimits(unknown_per_s=1, unknown_burst=50, heartbeat_timeout_s=3600))
+    try:
+        verdicts = [judge(xdp, _GOOD) for _ in range(80)]
+        assert verdicts[:50] == [Verdict.HAND_UP] * 50
+        assert verdicts.count(Verdict.DROP_RATE_LIMITED) >= 28
+        neighbour = Address(CLIENT_V4.host[:3] + b"\xee", CLIENT_V4.port)
+        assert judge(xdp, udp_frame(neighbour, LISTEN_V4, RTP)) is Verdict.HAND_UP
+    finally:
+        xdp.close()
+
+
+def test_nothing_is_handed_up_to_dead_workers() -> None:
+    xdp = load(XdpLimits(heartbeat_timeout_s=1.0))
+    try:
+        assert judge(xdp, _GOOD) is Verdict.HAND_UP
+        xdp.beat(time.monotonic_ns() - 1_500_000_000)
+        assert judge(xdp, _GOOD) is Verdict.DROP_NO_WORKER
+        xdp.beat(time.monotonic_ns())
+        assert judge(xdp, _GOOD) is Verdict.HAND_UP
+    finally:
+        xdp.close()
