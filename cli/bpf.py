@@ -4,7 +4,7 @@ import platform
 
 from cli.main import cli, json_option
 from cli.render import print_json, print_table
-from relay.dataplane.bpf.program import XdpLimits, XdpProgram
+from relay.dataplane.bpf.program import BpfLimits, RelayPrograms
 
 
 @cli.group()
@@ -16,28 +16,17 @@ def bpf() -> None:
 @json_option
 def verify(as_json: bool) -> None:
     """Compile the programs and have this kernel's verifier accept them; nothing is attached, nothing stays."""
-    program = XdpProgram(XdpLimits())
+    programs = RelayPrograms(BpfLimits())
     try:
-        info, load_s = program.info, program.load_s
+        infos, load_s = programs.info(), programs.load_s
     finally:
-        program.close()
-    report = {
-        "kernel": platform.release(),
-        "programs": [
-            {
-                "name": "xdp_ingress",
-                "tag": info.tag,
-                "instructions": info.instructions,
-                "verified_instructions": info.verified,
-                "load_s": round(load_s, 3),
-            }
-        ],
-    }
+        programs.close()
     if as_json:
-        print_json(report)
+        described = {name: info._asdict() for name, info in infos.items()}
+        print_json({"kernel": platform.release(), "load_s": round(load_s, 3), "programs": described})
         return
     print_table(
-        f"accepted by Linux {report['kernel']}",
-        ("program", "tag", "instructions", "walked by the verifier", "compile and load"),
-        [("xdp_ingress", info.tag, info.instructions, info.verified, f"{load_s:.2f} s")],
+        f"accepted by Linux {platform.release()}, compiled and loaded in {load_s:.2f} s",
+        ("program", "tag", "instructions", "walked by the verifier"),
+        [(name, info.tag, info.instructions, info.verified) for name, info in infos.items()],
     )

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from relay.core.verdict import Verdict
-from relay.dataplane.bpf.program import XdpLimits, XdpProgram
+from relay.dataplane.bpf.program import BpfLimits, RelayPrograms
 from tests.bpf.conftest import load
 from tests.bpf.frames import udp_frame
 from tests.relay.network import CLIENT_V4, CLIENT_V6, FLEET_SOCKET_V4, FLEET_SOCKET_V6, POLICY, RTP
@@ -31,7 +31,7 @@ KERNEL_VERDICTS = {
 LISTEN_V4, LISTEN_V6 = (vip.listen for vip in POLICY.vips[:2])
 
 
-def judge(xdp: XdpProgram, frame: bytes) -> Verdict | None:
+def judge(xdp: RelayPrograms, frame: bytes) -> Verdict | None:
     """The verdict that one frame was counted under; None if it was the kernel's own business."""
     before = xdp.counts()
     action, left = xdp.run(frame)
@@ -60,7 +60,9 @@ CARRIED = [(row, frame) for row in ROWS if (frame := frame_of(row)) is not None]
     ("row", "frame"), [pytest.param(row, frame, id=row.description) for row, frame in CARRIED]
 )
 @pytest.mark.parametrize("vlans", [(), (7,), (7, 8)], ids=["plain", "VLAN", "two VLANs"])
-def test_xdp_and_worker_agree(xdp: XdpProgram, row: PacketRow, frame: bytes, vlans: tuple[int, ...]) -> None:
+def test_xdp_and_worker_agree(
+    xdp: RelayPrograms, row: PacketRow, frame: bytes, vlans: tuple[int, ...]
+) -> None:
     if vlans:
         tags = b"".join(b"\x81\x00" + vlan.to_bytes(2, "big") for vlan in vlans)
         frame = frame[:12] + tags + frame[12:]
@@ -72,7 +74,7 @@ def test_xdp_and_worker_agree(xdp: XdpProgram, row: PacketRow, frame: bytes, vla
         assert row.verdict in (Verdict.DROP_STUN_MALFORMED, Verdict.DROP_SPP_CLIENT)
 
 
-def test_table_is_large_and_reaches_every_verdict_of_the_kernel(xdp: XdpProgram) -> None:
+def test_table_is_large_and_reaches_every_verdict_of_the_kernel(xdp: RelayPrograms) -> None:
     seen = {judge(xdp, frame) for _, frame in CARRIED}
     assert len(CARRIED) >= 60
     assert seen == KERNEL_VERDICTS | {Verdict.HAND_UP}
@@ -118,12 +120,12 @@ _GOOD_V6 = udp_frame(CLIENT_V6, LISTEN_V6, RTP)
         pytest.param(_GOOD[:40], None, id="cut in the UDP header"),
     ],
 )
-def test_frames_around_the_datagram(xdp: XdpProgram, frame: bytes, verdict: Verdict | None) -> None:
+def test_frames_around_the_datagram(xdp: RelayPrograms, frame: bytes, verdict: Verdict | None) -> None:
     assert judge(xdp, frame) is verdict
 
 
 def test_flood_of_one_source_is_limited_and_its_neighbour_is_not() -> None:
-    xdp = load(XdpLimits(unknown_per_s=1, unknown_burst=50, heartbeat_timeout_s=3600))
+    xdp = load(BpfLimits(unknown_per_s=1, unknown_burst=50, heartbeat_timeout_s=3600))
     try:
         verdicts = [judge(xdp, _GOOD) for _ in range(80)]
         assert verdicts[:50] == [Verdict.HAND_UP] * 50
@@ -135,7 +137,7 @@ def test_flood_of_one_source_is_limited_and_its_neighbour_is_not() -> None:
 
 
 def test_nothing_is_handed_up_to_dead_workers() -> None:
-    xdp = load(XdpLimits(heartbeat_timeout_s=1.0))
+    xdp = load(BpfLimits(heartbeat_timeout_s=1.0))
     try:
         assert judge(xdp, _GOOD) is Verdict.HAND_UP
         xdp.beat(time.monotonic_ns() - 1_500_000_000)

@@ -1,10 +1,11 @@
-"""Compile, load and configure the XDP program. Attaching and pinning are not here."""
+"""Compile, load and configure the relay's BPF programs. Attaching to interfaces and pinning are not here."""
 
 import ctypes
 import os
+import socket
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +13,15 @@ from typing import Any
 
 from host.errors import OperatorError
 from relay.core.policy import RelayPolicy
+from relay.core.steering import maglev_table
 from relay.core.verdict import Verdict
 from relay.dataplane.bpf.abi import (
     ABI_VERSION,
+    MAX_GROUPS,
+    MAX_SLOTS,
     SIDE_FLEET,
     SIDE_PUBLIC,
+    STEERING_SIZE,
     Endpoint,
     Heartbeat,
     Listener,
@@ -28,11 +33,14 @@ from relay.dataplane.bpf.source import read_program
 from relay.dataplane.bpf.syscall import ProgramInfo, program_info, test_run
 from wire.address import Address
 
+_PROG_TYPE_SK_REUSEPORT = 21
+_MAP_TYPE_REUSEPORT_SOCKARRAY = 20
+_SO_ATTACH_REUSEPORT_EBPF = 52
 _COMPILER_FLAGS = ("-Wall", "-Werror", "-Wno-unused-function", "-Wno-unused-variable")
 
 
 @dataclass(frozen=True, kw_only=True)
-class XdpLimits:
+class BpfLimits:
     """Sizes and rates of the kernel's tables.
 
     unknown_per_s, unknown_burst: packets of no known flow that one source prefix may send: a few calls being set up.
@@ -46,26 +54,67 @@ class XdpLimits:
     heartbeat_timeout_s: float = 1.0
 
 
-class XdpProgram:
-    """The loaded ``bpf/xdp_ingress.c`` with its maps; the kernel drops both with the last reference to this."""
+class RelayPrograms:
+    """``bpf/relay.c`` in the kernel: the XDP and the reuseport program with the maps that they share.
 
-    def __init__(self, limits: XdpLimits) -> None:
+    The kernel drops them with the last reference to this and to the sockets that they are attached to.
+    """
+
+    def __init__(self, limits: BpfLimits) -> None:
         self._limits = limits
         started = time.monotonic()
-        self._bcc, self._bpf = _compile(
-            "xdp_ingress", [f"-DMAX_FLOWS={limits.max_flows}", f"-DMAX_BUCKETS={limits.max_buckets}"]
-        )
-        self._function = self._bpf.load_func(b"xdp_ingress", self._bcc.BPF.XDP)
+        self._bcc = _import_bcc()
+        self._sockets_fd = self._create_sockarray()
+        flags = [
+            f"-DMAX_FLOWS={limits.max_flows}",
+            f"-DMAX_BUCKETS={limits.max_buckets}",
+            f"-DSOCKETS_FD={self._sockets_fd}",
+        ]
+        self._bpf = _compile(self._bcc, "relay", flags)
+        try:
+            self._xdp = self._bpf.load_func(b"xdp_ingress", self._bcc.BPF.XDP)
+            self._select = self._bpf.load_func(b"reuseport_select", _PROG_TYPE_SK_REUSEPORT)
+        except Exception as error:  # noqa: BLE001  # BCC raises a bare Exception
+            raise OperatorError(f"this kernel refuses the BPF programs ({error})") from None
         self.load_s = time.monotonic() - started
 
     def close(self) -> None:
-        """Let program and maps go."""
+        """Let programs and maps go."""
         self._bpf.cleanup()
+        os.close(self._sockets_fd)
 
-    @property
-    def info(self) -> ProgramInfo:
-        """What the kernel knows of the program."""
-        return program_info(self._function.fd)
+    def info(self) -> dict[str, ProgramInfo]:
+        """What the kernel knows of each program."""
+        return {"xdp_ingress": program_info(self._xdp.fd), "reuseport_select": program_info(self._select.fd)}
+
+    def steer(self, slots: Sequence[int]) -> None:
+        """Divide the clients among these slots."""
+        table = self._bpf[b"steering"]
+        for place, slot in enumerate(maglev_table(slots, STEERING_SIZE)):
+            table[table.Key(place)] = table.Leaf(slot)
+
+    def fill_slot(self, group: int, slot: int, sock: socket.socket) -> None:
+        """Give a slot of a group its socket; the first one of a group attaches the program to all of it."""
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_EBPF, self._select.fd)
+        index = ctypes.c_uint32(group * MAX_SLOTS + slot)
+        descriptor = ctypes.c_uint64(sock.fileno())
+        library = self._bcc.libbcc.lib
+        if library.bpf_update_elem(self._sockets_fd, ctypes.byref(index), ctypes.byref(descriptor), 0) < 0:
+            raise OSError(ctypes.get_errno(), f"slot {slot} of group {group} does not take the socket")
+
+    def empty_slot(self, group: int, slot: int) -> None:
+        """Take the socket out of a slot; its clients go to the next living one."""
+        index = ctypes.c_uint32(group * MAX_SLOTS + slot)
+        self._bcc.libbcc.lib.bpf_delete_elem(self._sockets_fd, ctypes.byref(index))
+
+    def _create_sockarray(self) -> int:
+        # BCC has no word for this kind of map; the program gets it by its descriptor.
+        fd = self._bcc.libbcc.lib.bcc_create_map(
+            _MAP_TYPE_REUSEPORT_SOCKARRAY, b"sockets", 4, 8, MAX_GROUPS * MAX_SLOTS, 0
+        )
+        if fd < 0:
+            raise OperatorError("BPF maps cannot be made; CAP_BPF and CAP_NET_ADMIN are needed")
+        return int(fd)
 
     def configure(
         self, policy: RelayPolicy, fleet_sockets: Iterable[Address], hash_key: tuple[int, int]
@@ -100,8 +149,8 @@ class XdpProgram:
         return {verdict: sum(table[table.Key(verdict)]) for verdict in Verdict}
 
     def run(self, frame: bytes) -> tuple[int, bytes]:
-        """Run the program once on an Ethernet frame: (XDP action, frame as it left the program)."""
-        return test_run(self._function.fd, frame)
+        """Run the XDP program once on an Ethernet frame: (XDP action, frame as it left the program)."""
+        return test_run(self._xdp.fd, frame)
 
     def _put(self, table_name: str, key: Any, value: Any) -> None:
         table = self._bpf[table_name.encode()]
@@ -120,22 +169,25 @@ def _as(kind: Any, value: Any) -> Any:
     return kind.from_buffer_copy(bytes(value))
 
 
-def _compile(name: str, flags: list[str]) -> tuple[ModuleType, Any]:
+def _import_bcc() -> ModuleType:
+    try:
+        # Imported late: Debian's module, which only hosts with a BPF data path have.
+        import bcc
+    except ImportError:
+        raise OperatorError("the BPF data path needs BCC (apt-get install python3-bpfcc)") from None
+    return bcc  # type: ignore[no-any-return]
+
+
+def _compile(bcc: Any, name: str, flags: list[str]) -> Any:
     with tempfile.TemporaryDirectory(prefix="relayctl-kernel-") as tree:
         make_kernel_tree(Path(tree))
         # Read by libbcc at compile time; there is no argument for it.
         os.environ["BCC_KERNEL_SOURCE"] = tree
         try:
-            # Imported late: Debian's module, which only hosts with a BPF data path have.
-            import bcc
-
-            return bcc, bcc.BPF(
-                text=read_program(name).encode(),
-                cflags=[*_COMPILER_FLAGS, *flags],
-            )
-        except ImportError:
-            raise OperatorError("the BPF data path needs BCC (apt-get install python3-bpfcc)") from None
+            return bcc.BPF(text=read_program(name).encode(), cflags=[*_COMPILER_FLAGS, *flags])
         except Exception as error:  # noqa: BLE001  # BCC raises a bare Exception
-            raise OperatorError(f"bpf/{name}.c cannot be loaded ({error}); CAP_BPF, CAP_NET_ADMIN?") from None
+            raise OperatorError(
+                f"bpf/{name}.c cannot be compiled ({error}); CAP_BPF, CAP_NET_ADMIN?"
+            ) from None
         finally:
             del os.environ["BCC_KERNEL_SOURCE"]

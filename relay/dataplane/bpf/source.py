@@ -22,6 +22,9 @@ def _inline(directory: Path, path: Path, seen: set[str]) -> list[str]:
             continue
         if include[1] not in seen:
             seen.add(include[1])
-            lines += _inline(directory, directory / "include" / include[1], seen)
+            beside = directory / include[1]
+            lines += _inline(
+                directory, beside if beside.exists() else directory / "include" / include[1], seen
+            )
         lines.append(f'#line {number + 1} "{path.name}"')
     return lines

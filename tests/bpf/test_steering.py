@@ -1,0 +1,140 @@
+"""SO_REUSEPORT steering with real sockets: BPF_PROG_TEST_RUN does not know this kind of program."""
+
+import contextlib
+import selectors
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from host.sockets import bind_udp, bound_address, sockaddr
+from relay.core.policy import Vip
+from relay.core.steering import hash_address, maglev_table
+from relay.dataplane.bpf.abi import STEERING_SIZE
+from relay.dataplane.bpf.program import BpfLimits, RelayPrograms
+from tests.bpf.conftest import load
+from tests.relay.network import POLICY
+from wire.address import Address
+from wire.spp import encode_header
+
+pytestmark = pytest.mark.bpf
+
+CLIENTS = 10_000
+KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
+PUBLIC, FLEET = 0, 1
+
+
+class Groups:
+    """A public and a fleet group of sockets on loopback, steered by the program."""
+
+    def __init__(self, slots: int, host: str) -> None:
+        self.programs: RelayPrograms = load(BpfLimits())
+        self.groups = [self._bind_group(slots, host) for _ in (PUBLIC, FLEET)]
+        self.addresses = [bound_address(group[0]) for group in self.groups]
+        vip = Vip(self.addresses[PUBLIC], self.addresses[PUBLIC])
+        self.programs.configure(replace(POLICY, vips=(vip,)), [self.addresses[FLEET]], KEY)
+        for number, group in enumerate(self.groups):
+            for slot, sock in enumerate(group):
+                self.programs.fill_slot(number, slot, sock)
+
+    def _bind_group(self, slots: int, host: str) -> list[socket.socket]:
+        first = bind_udp("test", Address.from_host(host, 0), reuseport=True)
+        return [first, *(bind_udp("test", bound_address(first), reuseport=True) for _ in range(slots - 1))]
+
+    def receive(self, number: int) -> dict[bytes, int]:
+        """Which slot each waiting datagram of a group came to, by its last 18 bytes."""
+        return {
+            datagram[-18:]: slot
+            for slot, sock in enumerate(self.groups[number])
+            for datagram in _waiting(sock)
+        }
+
+    def close(self) -> None:
+        """Close sockets and programs."""
+        for sock in (sock for group in self.groups for sock in group):
+            sock.close()
+        self.programs.close()
+
+
+def _waiting(sock: socket.socket) -> Iterator[bytes]:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield sock.recv(4096)
+
+
+def clients(host: str) -> Iterator[tuple[socket.socket, Address]]:
+    """Sockets of 10,000 clients, one at a time."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for number in range(CLIENTS):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            address = Address.from_host(host, 20_000 + number)
+            sock.bind(sockaddr(address))
+            yield sock, address
+
+
+def slots_met(groups: Groups, host: str) -> dict[Address, int]:
+    """The slot of every client, which must be the same from both sides, and the one that the core expects."""
+    met: dict[Address, int] = {}
+    public, fleet = groups.addresses
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as transceiver:
+        for sock, client in clients(host):
+            name = client.mapped + client.port.to_bytes(2, "big")
+            sock.sendto(name, sockaddr(public))
+            transceiver.sendto(encode_header(client, public) + name, sockaddr(fleet))
+            up, down = groups.receive(PUBLIC), groups.receive(FLEET)
+            assert up.keys() == down.keys() == {name}
+            assert up[name] == down[name]
+            met[client] = up[name]
+    return met
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_every_packet_of_a_client_meets_one_slot_from_both_sides(host: str) -> None:
+    groups = Groups(5, host)
+    try:
+        groups.programs.steer(range(4))
+        four = slots_met(groups, host)
+        shares = Counter(four.values())
+        assert set(shares) == {0, 1, 2, 3}
+        assert all(0.9 * CLIENTS / 4 <= share <= 1.1 * CLIENTS / 4 for share in shares.values()), shares
+        table = maglev_table(range(4), STEERING_SIZE)
+        assert four == {client: table[hash_address(client, KEY) % STEERING_SIZE] for client in four}
+        groups.programs.steer(range(5))
+        five = slots_met(groups, host)
+        moved = sum(four[client] != five[client] for client in four)
+        assert moved <= CLIENTS / 4
+        groups.programs.steer(range(4))
+        assert slots_met(groups, host) == four
+    finally:
+        groups.close()
+
+
+def test_next_living_slot_stands_in_for_an_empty_one() -> None:
+    groups = Groups(3, "127.0.0.1")
+    try:
+        groups.programs.steer(range(3))
+        public = groups.addresses[PUBLIC]
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+            selectors.DefaultSelector() as selector,
+        ):
+            client.bind(("127.0.0.1", 0))
+            for sock in groups.groups[PUBLIC]:
+                selector.register(sock, selectors.EVENT_READ)
+            name = bytes(18)
+            client.sendto(name, sockaddr(public))
+            selector.select(1)
+            (home,) = groups.receive(PUBLIC).values()
+            groups.programs.empty_slot(PUBLIC, home)
+            client.sendto(name, sockaddr(public))
+            selector.select(1)
+            (stand_in,) = groups.receive(PUBLIC).values()
+            assert stand_in == (home + 1) % 3
+            groups.programs.fill_slot(PUBLIC, home, groups.groups[PUBLIC][home])
+            client.sendto(name, sockaddr(public))
+            selector.select(1)
+            assert list(groups.receive(PUBLIC).values()) == [home]
+    finally:
+        groups.close()
