@@ -153,6 +153,8 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
     state_dir.acquire()
     services: list[Service] = []
     try:
+        if not config.keys_file.exists():
+            click.echo(f"new key      in {config.keys_file}; every host of the fleet needs this file")
         keys = load_or_create_keys(config.keys_file)
         if role != "transceivers":
             services.append(RelayService(config.relay, config.cluster_id, keys))

@@ -75,6 +75,10 @@ class Channel:
         if not self._writer.is_closing():
             self._write({"event": event, **fields})
 
+    async def drain(self) -> None:
+        """Wait until the other side has read most of what was sent. Raises ConnectionError if it is gone."""
+        await self._writer.drain()
+
     async def request(self, method: str, *, timeout_s: float = 5.0, **params: Any) -> Any:
         """The result of a method on the other side. Raises ChannelError."""
         if self._writer.is_closing():

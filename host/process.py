@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -62,7 +62,7 @@ class ProcessSpec:
     module: str
     fds: tuple[int, ...]
     settings: Callable[[], dict[str, Any]]
-    handover: Callable[[Channel], None] = field(default=lambda channel: None)
+    handover: Callable[[Channel], Awaitable[None]] | None = None
     on_event: Callable[[Message], None] = field(default=lambda message: None)
     on_exit: Callable[[], None] = field(default=lambda: None)
     core: int | None = None
@@ -145,10 +145,14 @@ class Process:
     async def _keep_running(self) -> None:
         failures = 0
         while True:
+            self.started_at = time.monotonic()
             try:
                 await self._run_once()
             except OSError as error:  # no process or descriptor to be had now
                 self.last_exit = f"not started ({error.strerror})"
+            except Exception as error:  # a defect of ours must not leave the process unwatched
+                logger.exception("%s: supervision failed", self.spec.name)
+                self.last_exit = f"supervision failed ({type(error).__name__})"
             self._ready.clear()
             if self._ending.is_set():
                 break
@@ -182,25 +186,36 @@ class Process:
         reader, writer = await asyncio.open_connection(sock=ours, limit=STREAM_LIMIT)
         self._channel = Channel(reader, writer, on_event=self._receive_event)
         self._channel.send_event("configure", settings=self.spec.settings(), core=self.spec.core)
-        self.spec.handover(self._channel)
         serving = asyncio.create_task(self._channel.run())
         watching = asyncio.create_task(self._watch())
+        handing = asyncio.create_task(self._hand_over(self._channel))
         try:
             exit_code = await child.wait()
         finally:
+            if child.returncode is None:
+                child.kill()
             watching.cancel()
+            handing.cancel()
             self._channel.close()
             await serving
             self._channel = self.pid = self._usage = None
         self.last_exit = _describe_exit(exit_code)
         self.spec.on_exit()
 
+    async def _hand_over(self, channel: Channel) -> None:
+        if self.spec.handover is not None:
+            with contextlib.suppress(ConnectionError):
+                await self.spec.handover(channel)
+
     def _receive_event(self, message: Message) -> None:
         if message["event"] == "ready":
             self.state = ProcessState.READY
             self._ready.set()
-        else:
+            return
+        try:
             self.spec.on_event(message)
+        except (KeyError, ValueError):
+            logger.exception("%s sent an event that makes no sense", self.spec.name)
 
     async def _watch(self) -> None:
         """Kill a process that no longer answers, so that it is started anew."""

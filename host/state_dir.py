@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,7 @@ from host.errors import AlreadyRunningError, ConfigError, OperatorError
 
 # sockaddr_un.sun_path holds 108 bytes with its terminator (unix(7)).
 _MAX_SOCKET_PATH_BYTES = 107
+_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.02
 
 
 def default_state_dir() -> Path:
@@ -68,14 +70,12 @@ class StateDir:
                 f"state_dir: cannot write {self._lock_file} ({error.strerror}); it belongs to another user? "
                 "choose another with --state-dir"
             ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(lock):
             lock.close()
             raise AlreadyRunningError(
                 f"already running with pid {self.pid() or '?'} in {self.path}; "
                 "`relayctl stop` ends it, --state-dir starts another beside it"
-            ) from None
+            )
         self._lock = lock
         try:
             self.pid_file.write_text(f"{os.getpid()}\n")
@@ -95,12 +95,13 @@ class StateDir:
     def is_running(self) -> bool:
         """Whether a live supervisor holds the lock. A pid file alone is not believed."""
         try:
-            inode = self._lock_file.stat().st_ino
-            locks = Path("/proc/locks").read_text().splitlines()
+            with self._lock_file.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
         except OSError:
             return False
-        # Read, not tried: a lock that we take to test it could refuse a start at that moment (proc(5)).
-        return any(line.split()[1] == "FLOCK" and line.split()[-3].endswith(f":{inode}") for line in locks)
+        return False
 
     def pid(self) -> int | None:
         """The pid in the pid file, if there is one."""
@@ -108,6 +109,18 @@ class StateDir:
             return int(self.pid_file.read_text())
         except (OSError, ValueError):
             return None
+
+
+def _try_lock(lock: IO[str]) -> bool:
+    """Take the lock for good; more than once, as ``is_running`` holds it for a moment."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 def read_or_create_token(path: Path) -> str:

@@ -167,10 +167,11 @@ class RelayService:
                 counters_fd=slot.counters_fd,
             ).to_message()
 
-        def hand_on_flows(channel: Channel) -> None:
+        async def hand_on_flows(channel: Channel) -> None:
             flows = [record.to_json() for record in slot.flows.records()]
             for start in range(0, len(flows), _FLOWS_A_MESSAGE):
                 channel.send_event("adopt", flows=flows[start : start + _FLOWS_A_MESSAGE])
+                await channel.drain()
             channel.send_event("serve")
 
         def follow_flow(message: Message) -> None:

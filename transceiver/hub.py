@@ -92,11 +92,18 @@ class Hub:
 
     async def create(self, offer: str) -> tuple[Session, str]:
         """A session and its SDP answer. Raises OfferError or HubFullError."""
-        mid, client_ufrag = check_offer_untrusted(offer)
+        # Its cell may be counted up by the one who passed the offer on; whatever comes of it, the truth is told again.
+        try:
+            return await self._create(offer)
+        finally:
+            self.publish_load()
+
+    async def _create(self, offer: str) -> tuple[Session, str]:
         if self._draining:
             raise HubFullError("this transceiver is draining")
         if len(self._sessions) >= self.settings.max_sessions:
             raise HubFullError(f"this transceiver has its {self.settings.max_sessions} sessions")
+        mid, client_ufrag = check_offer_untrusted(offer)
         session = Session(
             session_id=secrets.token_bytes(SESSION_ID_BYTES),
             credential=self._new_credential(client_ufrag),
@@ -137,8 +144,9 @@ class Hub:
 
     async def close(self, session: Session, reason: str) -> None:
         """End a session and wait until it has ended."""
-        self._end(session, reason)
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        closing = self._end(session, reason)
+        if closing is not None:
+            await asyncio.wait({closing})
 
     async def close_all(self, reason: str) -> None:
         """End every session."""
@@ -155,6 +163,10 @@ class Hub:
                 self._mux.remove_ufrags(session.agent.expire_credentials(now))
                 if session.agent.is_expired(now):
                     self._end(session, "consent expired")
+                elif session.is_overdue(now):
+                    self._end(session, "never connected")
+                elif session.is_flooded:
+                    self._end(session, "data channel flooded")
 
     def describe(self) -> dict[str, Any]:
         """Counts for ``status``."""
@@ -182,13 +194,19 @@ class Hub:
         server_ufrag = seal_ufrag(self._keys, hint)
         return Credential(server_ufrag, derive_ice_pwd(self._keys, server_ufrag), client_ufrag)
 
-    def _end(self, session: Session, reason: str) -> None:
+    def _end(self, session: Session, reason: str) -> asyncio.Task[None] | None:
         if self._sessions.pop(session.session_id, None) is None:
-            return
+            return None
         self.publish_load()
         self.ended[reason] += 1
         self._mux.remove(session)
         logger.info("session %s ended: %s", session.session_id.hex(), reason)
         task = asyncio.create_task(session.close())
         self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        task.add_done_callback(self._closed)
+        return task
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a session did not close cleanly", exc_info=task.exception())

@@ -12,6 +12,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
+from host.sockets import sockaddr
 from transceiver.ice import CheckResult, IceLiteAgent, Path
 from wire.address import Address
 from wire.demux import PacketClass, classify
@@ -84,7 +85,7 @@ class Mux:
     def send(self, datagram: bytes, path: Path, relay: Address) -> None:
         """Send to a client through a relay; a refusal by the kernel is counted, as a lost packet would be."""
         try:
-            self._sock.sendto(encode_header(*path) + datagram, (str(relay.ip), relay.port))
+            self._sock.sendto(encode_header(*path) + datagram, sockaddr(relay))
         except OSError:
             self.counters["send_failed"] += 1
 

@@ -7,8 +7,10 @@ from aiortc.sdp import SessionDescription
 
 # Chromium's offer for one audio track and a data channel has about 6 KB; with video about 12 KB.
 MAX_SDP_BYTES = 64 * 1024
-_MAX_LINES = 2000
+_MAX_LINES = 1000
 _MAX_MEDIA = 16
+# aiortc looks through all earlier ones at each; Chromium writes four for audio, and twelve for simulcast video.
+_MAX_SSRC_LINES = 64
 _UFRAG, _PWD = re.compile(r"[A-Za-z0-9+/]{4,256}"), re.compile(r"[A-Za-z0-9+/]{22,256}")
 _AUDIO_CODECS = {"audio/opus", "audio/g722", "audio/pcmu", "audio/pcma"}
 
@@ -43,6 +45,8 @@ def check_offer_untrusted(sdp: str) -> Offered:
         raise OfferError(
             400, f"offer exceeds {MAX_SDP_BYTES} bytes, {_MAX_LINES} lines or {_MAX_MEDIA} media sections"
         )
+    if sum(line.startswith("a=ssrc:") for line in lines) > _MAX_SSRC_LINES:
+        raise OfferError(400, f"offer has more than {_MAX_SSRC_LINES} a=ssrc lines")
     if not sdp.startswith("v=0"):
         raise OfferError(400, "body is not SDP: it does not begin with v=0 (RFC 8866 section 5.1)")
     try:

@@ -212,9 +212,10 @@ def vip_candidates(vips: tuple[Address, ...]) -> list[RTCIceCandidate]:
 class _AuthenticatedDataReceiver:
     """Tells the agent of DTLS application data, then hands it on to SCTP."""
 
-    def __init__(self, receiver: Any, connection: MuxConnection) -> None:
+    def __init__(self, receiver: Any, connection: MuxConnection, observer: PeerObserver) -> None:
         self._receiver = receiver
         self._connection = connection
+        self._observer = observer
 
     async def _handle_data(self, data: bytes) -> None:
         record = self._connection.received
@@ -224,7 +225,10 @@ class _AuthenticatedDataReceiver:
         if 20 <= record[0] <= 25 and len(record) == 13 + int.from_bytes(record[11:13], "big"):
             newest = self._connection.agent.is_newest_record(int.from_bytes(record[3:11], "big"))
             self._connection.authenticated(newest=newest)
-        await self._receiver._handle_data(data)
+        try:
+            await self._receiver._handle_data(data)
+        except (ValueError, IndexError, KeyError, AssertionError, struct.error):
+            self._observer.count("sctp_malformed")
 
 
 class MuxIceTransport(RTCIceTransport):
@@ -288,7 +292,9 @@ class MuxDtlsTransport(RTCDtlsTransport):
                 await self._data_receiver._handle_data(data)
 
     def _register_data_receiver(self, receiver: Any) -> None:
-        super()._register_data_receiver(_AuthenticatedDataReceiver(receiver, self._connection))
+        super()._register_data_receiver(
+            _AuthenticatedDataReceiver(receiver, self._connection, self._observer)
+        )
 
     def _unregister_data_receiver(self, receiver: Any) -> None:
         self._data_receiver = None

@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from host.channel import STREAM_LIMIT, Channel, ChannelError
 from host.log import configure_logging
@@ -120,6 +121,13 @@ class TransceiverProcess:
         return runner
 
 
+class _QuietBadRequests(logging.Filter):
+    """Keeps requests that are no HTTP out of the log: anybody can send them, and aiohttp writes a traceback for each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 async def _main(control_fd: int) -> None:
     reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=control_fd), limit=STREAM_LIMIT)
     line = await reader.readline()
@@ -133,6 +141,7 @@ def main() -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure_logging()
+    logging.getLogger("aiohttp.server").addFilter(_QuietBadRequests())
     asyncio.run(_main(int(sys.argv[1])))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from aiortc import RTCCertificate, RTCSessionDescription
 
 from transceiver.backend import Backend
-from transceiver.ice import Credential, IceLiteAgent, Path
+from transceiver.ice import CONSENT_S, Credential, IceLiteAgent, Path
 from transceiver.mux import Mux
 from transceiver.offer import OfferError
 from transceiver.peer import MuxConnection, RelayedPeerConnection
@@ -39,7 +39,7 @@ class Session:
         mux: Mux,
         backend: Backend,
         clock: Callable[[], float],
-        on_end: Callable[["Session", str], None],
+        on_end: Callable[["Session", str], object],
         mid: str,
     ) -> None:
         self.session_id = session_id
@@ -97,6 +97,16 @@ class Session:
     def is_connected(self) -> bool:
         """Whether DTLS is done and the call runs."""
         return bool(self._peer.connectionState == "connected")
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the client checks but never completed DTLS."""
+        return not self.agent.handshake_done and now - self.created_at >= CONSENT_S
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether the client sent more SCTP data than it was allowed to; aiortc would go on to store it."""
+        sctp = self._peer.sctp
+        return sctp is not None and sctp._advertised_rwnd < 0
 
     def describe(self) -> dict[str, Any]:
         """State for ``status``."""

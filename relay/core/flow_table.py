@@ -8,7 +8,8 @@ Rules:
 
     event                              none           provisional            assured
     admitted request, own ufrag        → provisional  refresh                refresh
-    admitted request, another ufrag    → provisional  replace                unchanged, or replaced after contest_s
+    admitted request, another ufrag    → provisional  replace                unchanged; replaced once the old session
+                                                                             has said goodbye or is silent on both sides
     DTLS/RTP both ways                 -              → assured (or refused) -
     silence                            -              → none                 → none
 """
@@ -47,6 +48,8 @@ class Flow:
     media_up: bool = False
     media_down: bool = False
     refused: bool = False
+    released: bool = False
+    down_seen_at: float = float("-inf")
     packets_up: int = 0
     bytes_up: int = 0
     packets_down: int = 0

@@ -21,6 +21,8 @@ from wire.stun import StunMessage, parse_stun_untrusted
 # Above the largest UDP payload of a 1500-byte path by a margin; what is larger is no WebRTC packet.
 MAX_DATAGRAM_BYTES = 2048
 
+_DTLS_ALERT = 21
+
 _STUN_VERDICTS = {
     WireFault.STUN_MALFORMED: Verdict.DROP_STUN_MALFORMED,
     WireFault.STUN_FINGERPRINT: Verdict.DROP_STUN_MALFORMED,
@@ -169,14 +171,15 @@ class RelayCore:
             flow.ufrag_seen_at = now
             return flow
         if flow is not None and flow.assured:
-            silent = now - flow.ufrag_seen_at >= self._policy.contest_s
             if flow.transceiver == transceiver:
                 # An ICE restart: the packets go to the same place under either ufrag.
-                if silent:
+                if now - flow.ufrag_seen_at >= self._policy.contest_s:
                     flow.server_ufrag, flow.ufrag_seen_at = server_ufrag, now
                     self._notices.append(FlowNotice(flow, ended=False))
                 return flow
-            if not silent:
+            # What the transceiver sends, no client can forge: while it talks, the session lives.
+            last_sign = max(flow.ufrag_seen_at, flow.down_seen_at)
+            if not flow.released and now - last_sign < self._policy.contest_s:
                 self.events[FlowEvent.FLOW_CONTESTED] += 1
                 return None
             self.events[FlowEvent.FLOW_MOVED] += 1
@@ -202,6 +205,9 @@ class RelayCore:
 
     def _note_down(self, flow: Flow, payload: bytes, now: float) -> None:
         self.flows.touch(flow, now)
+        flow.down_seen_at = now
+        # https://www.rfc-editor.org/rfc/rfc5246#section-7.2.1: an alert in an established call is its goodbye
+        flow.released = payload[0] == _DTLS_ALERT
         flow.packets_down += 1
         flow.bytes_down += len(payload)
         if classify(payload) is not PacketClass.STUN:

@@ -53,8 +53,8 @@ class RelayPolicy:
     clock_skew_s: how far in the future a ufrag may have been issued.
     provisional_s / assured_s: life of a flow without packets. Checks come at least every 2.5 s (Chromium) or 5 s
         (aioice), and consent ends a dead client at 30 s (RFC 7675).
-    contest_s: how long the old ufrag of an assured flow must be silent before another may take the flow: longer than
-        the interval of consent checks (5 s, RFC 7675 section 5.1).
+    contest_s: how long the old session of an assured flow, its ufrag and its transceiver, must be silent before another
+        may take the flow: the longest interval of consent checks (RFC 7675 section 5.1).
     max_*: bounds of the tables, so that a flood costs others nothing.
     """
 

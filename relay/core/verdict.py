@@ -64,7 +64,7 @@ MEANINGS: Final = {
     Verdict.DROP_STUN_USERNAME: "Binding request without a usable USERNAME: a plain STUN client, not ICE",
     Verdict.DROP_STUN_INTEGRITY: "ufrag is ours but MESSAGE-INTEGRITY does not fit: forged, or keys differ in the fleet",
     Verdict.DROP_STUN_UNKNOWN_FLOW: "STUN that is no Binding request, from a client without a flow",
-    Verdict.DROP_UFRAG_FORGED: "ufrag does not open: not issued by this fleet, or altered",
+    Verdict.DROP_UFRAG_FORGED: "ufrag does not open: altered, of another fleet, or keys.json differs between hosts",
     Verdict.DROP_UFRAG_UNKNOWN_KEY: "ufrag names a key that this relay lacks: rotate keys to relays before transceivers",
     Verdict.DROP_UFRAG_EXPIRED: "ufrag is older than max_session_s, or from the future: a replay, or clocks differ",
     Verdict.DROP_UFRAG_CLUSTER: "ufrag names another cluster: geo-steering sent the client here",

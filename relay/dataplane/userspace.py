@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from host.sockets import sockaddr
 from relay.core.forwarding import MAX_DATAGRAM_BYTES, Outcome, RelayCore
 from relay.core.verdict import Verdict
 from relay.dataplane.counters import WorkerCounters
@@ -23,9 +24,7 @@ def _address(host: str, port: int) -> Address:
     return Address.from_host(host, port)
 
 
-@lru_cache(maxsize=65_536)
-def _sockaddr(address: Address) -> tuple[str, int]:
-    return str(address.ip), address.port
+_sockaddr = lru_cache(maxsize=65_536)(sockaddr)
 
 
 class UserspaceDataPath:

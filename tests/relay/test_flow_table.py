@@ -279,6 +279,7 @@ class FlowsOfARelay(RuleBasedStateMachine):
         self.relay = Relay(**CAPS)
         self.packet_at: dict[Address, float] = {}
         self.own_check_at: dict[Address, float] = {}
+        self.down_at: dict[Flow, float] = {}
         self.assured: dict[Address, Flow] = {}
         self.mirror: dict[Address, Flow] = {}
 
@@ -289,7 +290,7 @@ class FlowsOfARelay(RuleBasedStateMachine):
         if flow is not None and flow.assured and flow.server_ufrag != call.ufrag:
             silent = now - self.own_check_at[client] >= self.relay.policy.contest_s
             if flow.transceiver != call.transceiver:
-                if silent:
+                if silent and now - self.down_at.get(flow, 0.0) >= self.relay.policy.contest_s:
                     self.ends(client)
                 else:
                     self.relay.client_sends(CHECKS[call.ufrag], client)
@@ -311,7 +312,7 @@ class FlowsOfARelay(RuleBasedStateMachine):
     def media_comes_down(self, client: Address, call: Call) -> None:
         flow = self.relay.find_flow(client)
         if flow is not None and flow.transceiver == call.transceiver:
-            self.packet_at[client] = self.relay.now
+            self.packet_at[client] = self.down_at[flow] = self.relay.now
         self.relay.transceiver_sends(SERVER_HELLO, call.transceiver, client)
         self.note_assured(client)
 

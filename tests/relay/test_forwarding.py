@@ -15,6 +15,7 @@ from tests.relay.network import (
     CLIENT_HELLO,
     CLIENT_V4,
     CLIENT_V6,
+    DTLS_ALERT,
     OTHER_CALL,
     OTHER_CLIENT_V4,
     RESTARTED_CALL,
@@ -214,24 +215,41 @@ def test_refused_check_does_not_contest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("silent_s", "moved"),
-    [pytest.param(5.99, False, id="just before contest_s"), pytest.param(6.0, True, id="at contest_s")],
+    ("ufrag_silent_s", "transceiver_silent_s", "last_from_transceiver", "moved"),
+    [
+        pytest.param(5.99, 5.99, RTP, False, id="just before contest_s"),
+        pytest.param(6.0, 6.0, RTP, True, id="both silent for contest_s"),
+        pytest.param(60.0, 0.02, RTP, False, id="a lost check while the transceiver talks"),
+        pytest.param(1.0, 0.5, DTLS_ALERT, True, id="the transceiver said goodbye"),
+    ],
 )
-def test_reused_address_moves_when_the_old_ufrag_is_silent(silent_s: float, moved: bool) -> None:
+def test_reused_address_moves_when_the_old_session_is_over(
+    ufrag_silent_s: float, transceiver_silent_s: float, last_from_transceiver: bytes, moved: bool
+) -> None:
     relay = Relay()
     old = relay.connect()
     relay.let_pass(3)
     relay.client_sends(check(CALL))
     relay.notices()
-    relay.now += silent_s
+    relay.now += ufrag_silent_s - transceiver_silent_s
+    relay.transceiver_sends(last_from_transceiver, HOME)
+    relay.now += transceiver_silent_s
     relay.client_sends(RTP)  # media keeps no ufrag
-    relay.transceiver_sends(RTP, HOME)
     assert relay.client_sends(check(OTHER_CALL)).destination == AWAY
     assert relay.client_sends(CLIENT_HELLO).destination == (AWAY if moved else HOME)
     assert relay.count(FlowEvent.FLOW_MOVED) == moved
     assert relay.count(FlowEvent.FLOW_CONTESTED) == (not moved)
     assert [(notice.flow is old, notice.ended) for notice in relay.notices()] == [(True, True)] * moved
     assert relay.flow_of().assured is not moved
+
+
+def test_session_that_talks_on_after_an_alert_is_not_over() -> None:
+    relay = Relay()
+    relay.connect()
+    relay.transceiver_sends(DTLS_ALERT, HOME)
+    relay.transceiver_sends(RTP, HOME)
+    relay.client_sends(check(OTHER_CALL))
+    assert relay.client_sends(RTP).destination == HOME
 
 
 def test_moved_flow_is_assured_anew() -> None:

@@ -85,7 +85,7 @@ async def test_session_of_a_process_that_was_restarted_is_404(process: Process, 
     assert (await patched(other.public, location, etag)).status == 404
 
 
-async def test_session_of_a_process_that_hangs_is_404(
+async def test_session_of_a_process_that_hangs_is_504_and_not_called_over(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resources, "_PASS_ON_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
@@ -95,7 +95,7 @@ async def test_session_of_a_process_that_hangs_is_404(
         port = silent.sockets[0].getsockname()[1]
         owner = process.address._replace(port=port)
         location = f"/whip/sessions/{seal_token(KEYS, SessionToken(owner, bytes(8)))}"
-        assert (await process.public.delete(location)).status == 404
+        assert (await process.public.delete(location)).status == 504
         for writer in connections:
             writer.close()
             await writer.wait_closed()

@@ -202,10 +202,13 @@ async def test_refusal_says_what_to_change(process: Process) -> None:
         pytest.param("text/plain", VOICE.encode(), 415, id="text"),
         pytest.param("application/sdp; charset=utf-8", VOICE.encode(), 201, id="with charset"),
         pytest.param("application/sdp", b"v=0\r\n\xff\xfe", 400, id="not UTF-8"),
-        pytest.param("application/sdp; charset=klingon", VOICE.encode(), 400, id="charset of no kind"),
-        pytest.param("application/sdp; charset=hex", VOICE.encode(), 400, id="charset that is no text"),
+        pytest.param("application/sdp; charset=klingon", VOICE.encode(), 415, id="charset of no kind"),
+        pytest.param("application/sdp; charset=hex", VOICE.encode(), 415, id="charset that is no text"),
         pytest.param(
-            "application/sdp; charset=undefined", VOICE.encode(), 400, id="charset that never decodes"
+            "application/sdp; charset=undefined", VOICE.encode(), 415, id="charset that never decodes"
+        ),
+        pytest.param(
+            "application/sdp; charset=punycode", b"9" * 100, 415, id="charset that takes seconds to decode"
         ),
         pytest.param("application/sdp", b"v" * (MAX_SDP_BYTES + 1), 413, id="body too long"),
         pytest.param("application/sdp", b"v" * (1 << 20), 413, id="1 MB"),

@@ -70,7 +70,7 @@ class EchoBackend:
 
     def _receive_channel(self, channel: RTCDataChannel) -> None:
         def echo(message: str | bytes) -> None:
-            if channel.bufferedAmount < _MAX_BUFFERED_BYTES:
+            if channel.bufferedAmount + len(message) <= _MAX_BUFFERED_BYTES:
                 channel.send(message)
 
         channel.on("message", echo)

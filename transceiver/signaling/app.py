@@ -63,6 +63,7 @@ class Signaling:
         self._keys = keys
         self._settings = settings
         self._limit = RateLimit(per_s=settings.requests_per_s, burst=settings.request_burst)
+        self._failures = RateLimit(per_s=settings.requests_per_s, burst=settings.request_burst)
         self._resources = SessionResources(hub, keys, siblings)
 
     def public_app(self) -> web.Application:
@@ -105,11 +106,10 @@ class Signaling:
         return web.Response(text="ok\n")
 
     async def _create(self, request: web.Request) -> web.Response:
-        _require_content_type(request, SDP)
-        return self._created(*await self._resources.create(await request.text()))
+        return self._created(*await self._resources.create(await _read_text(request, SDP)))
 
     async def _create_here(self, request: web.Request) -> web.Response:
-        return self._created(*await self._resources.create_here(await request.text()))
+        return self._created(*await self._resources.create_here(await _read_text(request, SDP)))
 
     def _created(self, token: str, answer: Answer) -> web.Response:
         response = _response(answer)
@@ -117,8 +117,7 @@ class Signaling:
         return response
 
     async def _change(self, request: web.Request) -> web.Response:
-        _require_content_type(request, SDP_FRAGMENT)
-        fragment = await request.text()
+        fragment = await _read_text(request, SDP_FRAGMENT)
         return _response(
             await self._resources.change(
                 request.match_info["token"], request.headers.get("If-Match"), fragment
@@ -150,15 +149,13 @@ class Signaling:
             return web.Response(status=error.status, text=f"{error}\n", headers=error.headers)
         except web.HTTPRequestEntityTooLarge:
             return web.Response(status=413, text=f"body exceeds {MAX_SDP_BYTES} bytes; no SDP is that long\n")
-        except (UnicodeError, LookupError):
-            return web.Response(status=400, text="body is not UTF-8 text\n")
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         self._require_origin(request)
         if request.method in ("POST", "PATCH", "DELETE") or request.path == "/ws":
-            self._require_rate(request)
             self._require_bearer(request)
+            self._require_rate(request)
         return await handler(request)
 
     @web.middleware
@@ -178,9 +175,7 @@ class Signaling:
             raise SignalingError(403, f"pages of {origin} may not call; add it to transceiver.origins")
 
     def _require_rate(self, request: web.Request) -> None:
-        wait_s = self._limit.take(request.remote or "0.0.0.0", time.monotonic())
-        if wait_s:
-            raise SignalingError(429, "too many requests", {"Retry-After": str(int(wait_s) + 1)})
+        _take(self._limit, request)
 
     def _require_bearer(self, request: web.Request) -> None:
         wanted = self._settings.bearer_token
@@ -189,6 +184,8 @@ class Signaling:
             # A browser's WebSocket cannot set headers: the token comes as a second subprotocol.
             scheme, shown = "bearer", _subprotocol_token(request)
         if wanted and not (scheme.lower() == "bearer" and _same(shown.strip(), wanted)):
+            # A limit of their own: behind one NAT, somebody's wrong tokens must not use up the others' requests.
+            _take(self._failures, request)
             raise SignalingError(
                 401, "a bearer token is needed (Authorization: Bearer TOKEN)", {"WWW-Authenticate": "Bearer"}
             )
@@ -207,6 +204,12 @@ class Signaling:
                     "Vary": "Origin",
                 }
             )
+
+
+def _take(limit: RateLimit, request: web.Request) -> None:
+    wait_s = limit.take(request.remote or "0.0.0.0", time.monotonic())
+    if wait_s:
+        raise SignalingError(429, "too many requests", {"Retry-After": str(int(wait_s) + 1)})
 
 
 def _hostname(url: str) -> str:
@@ -233,9 +236,16 @@ def _subprotocol_token(request: web.Request) -> str:
     return next((p.removeprefix("bearer.") for p in protocols if p.startswith("bearer.")), "")
 
 
-def _require_content_type(request: web.Request, wanted: str) -> None:
+async def _read_text(request: web.Request, wanted: str) -> str:
     if request.content_type != wanted:
         raise SignalingError(415, f"Content-Type is {request.content_type}, not {wanted}", {"Accept": wanted})
+    # Python knows charsets whose decoding takes seconds; SDP is UTF-8 (RFC 8866 section 5).
+    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise SignalingError(415, f"charset is {request.charset}, not utf-8", {"Accept": wanted})
+    try:
+        return (await request.read()).decode()
+    except UnicodeDecodeError:
+        raise SignalingError(400, "body is not UTF-8 text") from None
 
 
 def _response(answer: Answer) -> web.Response:

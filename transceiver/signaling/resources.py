@@ -148,7 +148,7 @@ class SessionResources:
     async def _pass_on(
         self, owner: Address, method: str, path: str, body: str | None, headers: dict[str, str]
     ) -> Answer | None:
-        """The answer of another process, or None if it cannot be reached."""
+        """The answer of another process, or None if it is not there. Raises SignalingError if it does not answer."""
         if self._http is None:
             self._http = aiohttp.ClientSession(
                 timeout=_PASS_ON_TIMEOUT, headers={INTERNAL_HEADER: self._keys.sealing.internal_http}
@@ -161,8 +161,14 @@ class SessionResources:
                 return Answer(response.status, await response.text(), response.content_type, kept)
         except ValueError:  # a line end in a header, or half a surrogate in the body
             raise SignalingError(400, "If-Match or body holds characters that HTTP cannot carry") from None
-        except (aiohttp.ClientError, TimeoutError):
+        except aiohttp.ClientConnectorError:
             return None
+        except (aiohttp.ClientError, TimeoutError):
+            raise SignalingError(
+                504,
+                "the transceiver of this session does not answer; try again",
+                {"Retry-After": str(_RETRY_AFTER_S)},
+            ) from None
 
 
 @dataclass(frozen=True)

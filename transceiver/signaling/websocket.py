@@ -12,7 +12,7 @@ Closing the socket ends no call: signaling is not the call.
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from transceiver.offer import MAX_SDP_BYTES
 from transceiver.signaling.errors import SignalingError
@@ -34,7 +34,8 @@ async def serve_websocket(
     await socket.prepare(request)
     async for message in socket:
         if message.type is not WSMsgType.TEXT:
-            continue
+            await socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=b"JSON text only")
+            break
         try:
             require_rate(request)
             reply = await _answer(decode_message_untrusted(message.data.encode()), resources)
