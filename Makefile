@@ -2,6 +2,7 @@
 # make demo    start relay and transceivers, place a call, show the page; CHECK=1 exits after the report
 # make test    everything that CI runs
 # make check   lint, types, import contracts only
+# make clean   remove the virtual environment and caches
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -14,7 +15,7 @@ export DEBIAN_FRONTEND := noninteractive
 .PHONY: help setup demo test check pytest clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^SHELL/q;s/^# //p' Makefile
 
 setup: $(VENV)/.complete
 

@@ -27,7 +27,7 @@ from aiortc.stats import (
 )
 from av import AudioFrame
 
-from host.errors import OperatorError
+from host.errors import ConfigError, OperatorError
 from wire.address import Address
 
 _SAMPLE_RATE = 48_000
@@ -36,6 +36,7 @@ _PING_INTERVAL_S = 0.1
 _HTTP_TIMEOUT_S = 10.0
 # A ping that is older than this is lost to a conversation, even if the data channel delivers it at last.
 OVERDUE_S = 1.0
+_GIVE_UP_S = 5.0
 # aiortc sends RTCP every 0.5 to 1.5 s.
 _RTCP_TIMEOUT_S = 2.0
 
@@ -131,8 +132,12 @@ class EchoCall:
         self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.answer = ""
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise CallError(f"{url!r} is no signaling URL; write it as http://127.0.0.1:8080/")
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.path not in ("", "/", "/whip")
+        ):
+            raise ConfigError("URL", f"{url!r} is no signaling URL; write it as http://127.0.0.1:8080/")
         self._whip = urljoin(url, "/whip")
         self._headers = {"Authorization": f"Bearer {bearer_token}"} if bearer_token else {}
         self._verify_tls = verify_tls
@@ -170,6 +175,11 @@ class EchoCall:
                         pass
             await self._http.close()
         await self.peer.close()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call ended by itself, or nothing of the echo came for 5 s."""
+        return self.peer.connectionState != "connected" or time.monotonic() - self._tone_at > _GIVE_UP_S
 
     async def report(self) -> CallReport:
         """Everything up to now; waits a moment where the transceiver has not yet reported what it received."""
@@ -225,7 +235,8 @@ class EchoCall:
         vips = ", ".join(self._report.vips) or "no candidate"
         return (
             f"call not up within {self._setup_timeout_s:g} s: waiting for {step} (ICE {self.peer.iceConnectionState}, "
-            f"connection {self.peer.connectionState}); is {vips} reachable by UDP? `relayctl status` counts what arrived"
+            f"connection {self.peer.connectionState}); is {vips} reachable by UDP? `relayctl status` of the relay "
+            "counts what arrived; drop_ufrag_forged there means that the two have different keys.json"
         )
 
     async def _post(self) -> str:

@@ -12,7 +12,7 @@ import click
 
 from cli.call import CallError
 from cli.lifecycle import start_background, stop_background
-from cli.main import EXIT_CALL_FAILED, cli
+from cli.main import EXIT_CALL_FAILED, EXIT_INTERRUPTED, cli
 from cli.probe import find_problem, place_call, print_report
 from host.errors import AddressInUseError
 from host.sockets import bind_tcp, bind_udp, bound_address
@@ -30,7 +30,7 @@ def demo(check: bool) -> None:
     Everything is on loopback and in a temporary state directory; Ctrl-C ends it.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    ok = True
+    ok, called, interrupted = True, False, False
     with tempfile.TemporaryDirectory(prefix="relayctl-demo-") as directory:
         state_dir = StateDir(Path(directory))
         listen = _free(Address.parse("127.0.0.1:3478"), bind_udp)
@@ -38,16 +38,19 @@ def demo(check: bool) -> None:
         click.echo("starting one relay and two transceivers")
         start_background(state_dir, ["--listen", str(listen), "--http", url[7:-1], "--transceivers", "2"])
         try:
-            ok = _call(url)
+            ok, called = _call(url), True
             if not check:
                 click.echo(f"\nopen {url} in a browser on this machine; Ctrl-C ends the demo")
-                click.echo(f"look inside with: relayctl status --state-dir {state_dir.path}")
+                click.echo(f"look inside with: {sys.argv[0]} status --state-dir {state_dir.path}")
                 signal.pause()
         except KeyboardInterrupt:
             click.echo()
+            interrupted = not called
         finally:
             stop_background(state_dir, drain_s=0)
             click.echo("stopped")
+    if interrupted:
+        sys.exit(EXIT_INTERRUPTED)
     sys.exit(0 if ok else EXIT_CALL_FAILED)
 
 

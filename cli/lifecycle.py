@@ -17,7 +17,7 @@ from cli.admin import ask
 from cli.config import Config, load_config
 from cli.main import EXIT_FAILED, cli, config_option, exit_code_of, state_dir_option
 from host.errors import NotRunningError, OperatorError
-from host.keystore import load_or_create_keys
+from host.keystore import load_keys, load_or_create_keys
 from host.log import configure_logging
 from host.state_dir import StateDir, read_or_create_token
 from host.supervisor import Service, Supervisor
@@ -66,6 +66,9 @@ def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command()
 @_start_options
 @click.option("--daemon", is_flag=True, help="Go to the background once everything is up.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check configuration, keys and certificates, and start nothing."
+)
 @click.option("--ready-fd", type=int, hidden=True)
 @state_dir_option
 def start(
@@ -73,18 +76,23 @@ def start(
     config_path: Path | None,
     role: str,
     daemon: bool,
+    dry_run: bool,
     ready_fd: int | None,
     **flags: Any,
 ) -> None:
     """Start relay and transceivers, in the foreground unless --daemon."""
-    configure_logging()
-    config = load_config(config_path, _overrides(flags), state_dir, listens=role != "transceivers")
     arguments = _arguments(config_path, role, flags)
-    if daemon:
-        _start_daemon(state_dir, arguments)
-        return
     try:
-        _run(state_dir, config, role, arguments, ready_fd)
+        configure_logging()
+        config = load_config(config_path, _overrides(flags), state_dir, listens=role != "transceivers")
+        if dry_run:
+            if config.keys_file.exists():
+                load_keys(config.keys_file)
+            click.echo("configuration is good")
+        elif daemon:
+            _start_daemon(state_dir, arguments)
+        else:
+            _run(state_dir, config, role, arguments, ready_fd)
     except OperatorError as error:
         if ready_fd is not None:
             os.write(ready_fd, json.dumps({"error": str(error), "exit_code": exit_code_of(error)}).encode())
@@ -124,6 +132,13 @@ def restart(state_dir: StateDir, drain_s: float | None) -> None:
         arguments = json.loads(state_dir.launch_file.read_text())
     except (OSError, ValueError):
         raise NotRunningError(f"nothing was ever started in {state_dir.path}; use `relayctl start`") from None
+    # What would not start again must not be stopped.
+    checked = subprocess.run(
+        _start_command(state_dir, [*arguments, "--dry-run"]), capture_output=True, text=True, check=False
+    )
+    if checked.returncode:
+        click.echo(checked.stderr, nl=False, err=True)
+        sys.exit(checked.returncode)
     try:
         stop_background(state_dir, drain_s)
     except NotRunningError:
@@ -165,12 +180,14 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
             services.append(TransceiverService(config.transceiver, config.cluster_id, vips, keys, token))
         supervisor = Supervisor(state_dir, services, version=version("relayctl"), drain_s=config.drain_s)
 
+        lines = _describe(config, services)
+
         def ready() -> None:
             state_dir.launch_file.write_text(json.dumps(arguments))
             if ready_fd is None:
-                _announce(state_dir, config, services)
+                click.echo("\n".join([*lines, f"state        {state_dir.path}; Ctrl-C stops"]))
             else:
-                os.write(ready_fd, json.dumps({"pid": os.getpid()}).encode())
+                os.write(ready_fd, json.dumps({"pid": os.getpid(), "lines": lines}).encode())
                 os.close(ready_fd)
 
         asyncio.run(supervisor.run(ready))
@@ -180,18 +197,20 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
         state_dir.release()
 
 
-def _announce(state_dir: StateDir, config: Config, services: list[Service]) -> None:
+def _describe(config: Config, services: list[Service]) -> list[str]:
+    """Where everything is, a line each."""
+    lines = []
     for service in services:
         if isinstance(service, RelayService):
             for vip in config.vips:
                 told = "" if vip.listen == vip.address else f" (clients are told {vip.address})"
-                click.echo(f"relay        {vip.listen}{told}, {config.relay.workers} workers")
+                lines.append(f"relay        {vip.listen}{told}, workers: {config.relay.workers}")
         if isinstance(service, TransceiverService):
-            click.echo(f"transceivers {config.transceiver.processes} processes")
-            click.echo(f"signaling    {service.url}")
+            lines.append(f"transceivers {config.transceiver.processes}")
+            lines.append(f"signaling    {service.url}")
             if config.transceiver.bearer_token_file:
-                click.echo(f"token        in {config.transceiver.bearer_token_file}")
-    click.echo(f"state        {state_dir.path}; Ctrl-C stops")
+                lines.append(f"token        in {config.transceiver.bearer_token_file}")
+    return lines
 
 
 def _arguments(config_path: Path | None, role: str, flags: dict[str, Any]) -> list[str]:
@@ -210,26 +229,19 @@ def _arguments(config_path: Path | None, role: str, flags: dict[str, Any]) -> li
 
 
 def _start_daemon(state_dir: StateDir, arguments: list[str]) -> None:
-    click.echo(f"started (pid {start_background(state_dir, arguments)}), log in {state_dir.log_file}")
+    started = start_background(state_dir, arguments)
+    click.echo(f"started (pid {started['pid']}), log in {state_dir.log_file}")
+    click.echo("\n".join(started["lines"]))
 
 
-def start_background(state_dir: StateDir, arguments: list[str]) -> int:
-    """Start a supervisor with these arguments of ``start`` and wait until it is up; returns its pid.
+def start_background(state_dir: StateDir, arguments: list[str]) -> dict[str, Any]:
+    """Start a supervisor with these arguments of ``start`` and wait until it is up: its ``pid``, and ``lines`` that tell
+    where everything is.
 
     Ends this command with the supervisor's message and exit code if it did not come up.
     """
     state_dir.create()
     reader, writer = os.pipe()
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "cli.main",
-        "start",
-        "--state-dir",
-        str(state_dir.path),
-        *arguments,
-    ]
     try:
         log = state_dir.log_file.open("ab")
     except OSError as error:
@@ -238,7 +250,7 @@ def start_background(state_dir: StateDir, arguments: list[str]) -> int:
         ) from None
     with log:
         child = subprocess.Popen(
-            [*command, "--ready-fd", str(writer)],
+            _start_command(state_dir, [*arguments, "--ready-fd", str(writer)]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -247,17 +259,26 @@ def start_background(state_dir: StateDir, arguments: list[str]) -> int:
             cwd="/",
         )
     os.close(writer)
-    with open(reader, "rb") as ready:
-        said = ready.read()
+    try:
+        with open(reader, "rb") as ready:
+            said = ready.read()
+    except KeyboardInterrupt:
+        child.terminate()
+        child.wait(_START_TIMEOUT_S)
+        raise
     outcome = json.loads(said) if said else {}
     if "pid" in outcome:
-        return int(outcome["pid"])
+        return dict(outcome)
     child.wait(timeout=_START_TIMEOUT_S)
     message = outcome.get(
         "error", f"did not start (exit code {child.returncode}); its last words are in {state_dir.log_file}"
     )
     click.echo(f"relayctl: {message}", err=True)
     sys.exit(outcome.get("exit_code", EXIT_FAILED))
+
+
+def _start_command(state_dir: StateDir, arguments: list[str]) -> list[str]:
+    return [sys.executable, "-P", "-m", "cli.main", "start", "--state-dir", str(state_dir.path), *arguments]
 
 
 def stop_background(state_dir: StateDir, drain_s: float | None = None) -> int:

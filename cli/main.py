@@ -26,7 +26,7 @@ from host.errors import (
 )
 from host.state_dir import StateDir, default_state_dir
 
-EXIT_FAILED, EXIT_USAGE, EXIT_NOT_RUNNING, EXIT_TAKEN, EXIT_CALL_FAILED = 1, 2, 3, 4, 5
+EXIT_FAILED, EXIT_USAGE, EXIT_NOT_RUNNING, EXIT_TAKEN, EXIT_CALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
 _EXIT_CODES: tuple[tuple[type[OperatorError], int], ...] = (
     (ConfigError, EXIT_USAGE),
     (NotRunningError, EXIT_NOT_RUNNING),
@@ -54,11 +54,11 @@ class _Group(click.Group):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         lines = (__doc__ or "").strip().splitlines()[2:]
         with formatter.section("Exit codes"):
-            formatter.write_dl([(line.split()[0], line.strip()[1:].strip()) for line in lines])
+            formatter.write_dl([(line.split()[0], line.split(maxsplit=1)[1]) for line in lines])
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("relayctl"), prog_name="relayctl")
+@click.version_option(version("relayctl"), "-V", "--version", prog_name="relayctl")
 def cli() -> None:
     """Relay and transceiver for voice AI behind one public UDP address.
 
@@ -71,10 +71,11 @@ def state_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option(
         "--state-dir",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=click.Path(path_type=Path),
         envvar="RELAYCTL_STATE_DIR",
         default=default_state_dir,
         show_default="/var/lib/relayctl for root, else ~/.local/state/relayctl",
+        show_envvar=True,
         help="Where the supervisor keeps its socket, keys and log; also finds a running one.",
     )
     @functools.wraps(command)
@@ -90,6 +91,7 @@ config_option = click.option(
     "config_path",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="RELAYCTL_CONFIG",
+    show_envvar=True,
     help="TOML file; `relayctl init` writes a commented one. Without it everything runs on loopback.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -97,10 +99,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Machine-read
 
 def main() -> None:
     """Run the command line."""
-    # Imported here, as each module registers its commands on the group above.
-    from cli import bpf, demo, flows, init, lifecycle, probe, sessions, status, token  # noqa: F401
+    try:
+        # Imported here, as each module registers its commands on the group above.
+        from cli import bpf, demo, flows, init, lifecycle, probe, sessions, status, token  # noqa: F401
 
-    sys.exit(cli(standalone_mode=True))
+        sys.exit(cli(standalone_mode=True))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

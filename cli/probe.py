@@ -22,16 +22,30 @@ _PHASES = {
 
 @cli.command()
 @click.argument("url")
-@click.option("--duration", type=click.FloatRange(min=0.5), default=5.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0.5),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to stay in the call.",
+)
 @click.option("--token", default="", envvar="RELAYCTL_BEARER_TOKEN", help="Bearer token of signaling.")
 @click.option("--insecure", is_flag=True, help="Do not verify the server's certificate.")
-@click.option("--max-loss", type=click.FloatRange(0, 100), default=0.0, show_default=True, metavar="PERCENT")
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 100),
+    default=0.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Packets that may be lost.",
+)
 @json_option
 def probe(url: str, duration: float, token: str, insecure: bool, max_loss: float, as_json: bool) -> None:
     """Call the signaling at URL (as http://127.0.0.1:8080/) and report.
 
     The call is real: a stock aiortc client sends a tone and data channel pings, and expects both back. The exit code is
-    5 if it could not be set up, no audio came back, or more packets were lost than --max-loss.
+    5 if it could not be set up, ended or fell silent by itself, left pings unanswered, or lost more than --max-loss.
     """
     try:
         report = asyncio.run(place_call(url, duration, token, insecure=insecure, show_progress=not as_json))
@@ -62,6 +76,8 @@ async def place_call(
             step_s = duration / 50
             for _ in range(50):
                 await asyncio.sleep(step_s)
+                if call.is_over:
+                    break
                 bar.advance(task, step_s)
             return await call.report()
 
@@ -98,4 +114,9 @@ def print_report(report: CallReport) -> None:
     up, down = report.uplink, report.downlink
     click.echo(f"uplink    {up.get('sent', 0)} packets sent, {up.get('lost', 0)} lost (RTCP)")
     click.echo(f"downlink  {down.get('received', 0)} packets received, {down.get('lost', 0)} lost")
-    click.echo(f"echo      {'the tone came back' if report.heard else 'silence'}")
+    if report.silent_s > OVERDUE_S:
+        click.echo(
+            f"echo      silent for the last {report.silent_s:g} s, so what was lost then is not in the counts above"
+        )
+    else:
+        click.echo(f"echo      {'the tone came back' if report.heard else 'silence'}")

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 
@@ -15,21 +15,33 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table; numbers are set right. Through a pipe it keeps its full width."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, wrap_last: bool = False
+) -> None:
+    """A title and a table below it; numbers are set right, nothing is ever cut.
+
+    A table that is wider than the terminal runs over, unless the last column may wrap.
+    """
+    click.echo(title)
     rows = list(rows)
+    if not rows:
+        click.echo("  none\n")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        numeric = bool(rows) and all(
-            isinstance(row[index], int | float) or row[index] is None for row in rows
+        numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
+        wraps = wrap_last and index == len(columns) - 1
+        table.add_column(
+            column, justify="right" if numeric else "left", no_wrap=not wraps, header_style="bold"
         )
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
     console = Console()
-    if not console.is_terminal:
-        console.width = 240
-    console.print(table)
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.width = min(needed, console.width) if wrap_last and console.is_terminal else needed
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
 
 
 def human_bytes(count: int) -> str:

@@ -61,6 +61,7 @@ def _print_relay(relay: dict[str, Any]) -> None:
         f"packets and flows ({human_bytes(relay['bytes_up'])} up, {human_bytes(relay['bytes_down'])} down)",
         ("verdict", "count", "meaning"),
         (row for row in counts if row[1]),
+        wrap_last=True,
     )
 
 

@@ -70,6 +70,11 @@ class Channel:
                 waiting.set_exception(ChannelError("the other side is gone"))
         self._waiting.clear()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether this end, or the other, is gone."""
+        return self._writer.is_closing()
+
     def send_event(self, event: str, **fields: Any) -> None:
         """Tell the other side something; nothing happens if it is gone."""
         if not self._writer.is_closing():

@@ -37,6 +37,7 @@ _PING_INTERVAL_S = 2.0
 # A worker that does not answer for this long drops packets anyway; calls survive 15 s without consent answers (Chromium).
 _PING_TIMEOUT_S = 6.0
 _TERM_GRACE_S = 5.0
+_CLOSED_CHANNEL_GRACE_S = 1.0
 
 
 class ProcessState(StrEnum):
@@ -209,6 +210,7 @@ class Process:
 
     def _receive_event(self, message: Message) -> None:
         if message["event"] == "ready":
+            logger.info("%s ready, pid %s", self.spec.name, self.pid)
             self.state = ProcessState.READY
             self._ready.set()
             return
@@ -230,6 +232,9 @@ class Process:
             try:
                 await self.request("ping", timeout_s=_PING_TIMEOUT_S)
             except ChannelError as error:
+                if self._channel is None or self._channel.is_closed:
+                    # It has ended, and this task with it; or it lives on without its supervisor.
+                    await asyncio.sleep(_CLOSED_CHANNEL_GRACE_S)
                 logger.error("%s hangs (%s), killed", self.spec.name, error)
                 self.kill(signal.SIGKILL)
                 return

@@ -84,10 +84,19 @@ def _holder(address: Address, kind: socket.SocketKind) -> str:
     for connection in psutil.net_connections(inet_kind):
         if connection.pid and _covers(connection.laddr, address):
             try:
-                return f"pid {connection.pid} ({psutil.Process(connection.pid).name()})"
+                return _describe_holder(psutil.Process(connection.pid))
             except psutil.Error:
                 return f"pid {connection.pid}"
     return "a process of another user"
+
+
+def _describe_holder(process: psutil.Process) -> str:
+    """Its pid and name; for a process of a relayctl, the supervisor's, as that is the one to stop."""
+    if {"relay.worker", "transceiver.process"} & set(process.cmdline()):
+        supervisor = process.parent()
+        if supervisor is not None:
+            return f"relayctl, pid {supervisor.pid} (`relayctl stop` in its state directory)"
+    return f"pid {process.pid} ({process.name()})"
 
 
 def _covers(bound: Any, address: Address) -> bool:

@@ -82,6 +82,7 @@ class Supervisor:
             if starting.done():
                 starting.result()
                 self._state = "running"
+                logger.info("running, pid %d, state in %s", os.getpid(), self._state_dir.path)
                 on_ready()
                 await stopping
             starting.cancel()
@@ -101,6 +102,8 @@ class Supervisor:
         if self._stop.is_set():
             logger.warning("second signal: ending at once")
             self._hurry.set()
+        else:
+            logger.info("told to end: %g s for the calls, at once on a second signal", self._drain_s)
         self._stop.set()
 
     async def _end(self) -> None:

@@ -74,8 +74,13 @@ class TransceiverConfig:
             )
         if self.tls_key is not None and self.tls_cert is None:
             raise ConfigError(table.field("tls_key"), "needs tls_cert beside it")
-        if not all("://" in origin for origin in self.origins):
-            raise ConfigError(table.field("origins"), "needs web origins, as https://app.example.org")
+        for origin in self.origins:
+            scheme, separator, host = origin.partition("://")
+            if not (scheme and separator and host) or "/" in host:
+                raise ConfigError(
+                    table.field("origins"),
+                    f"{origin!r} is no web origin; write it as https://app.example.org, without a path",
+                )
         if self.tls_cert is not None:
             self._check_tls(table, self.tls_cert)
         elif not self.http.ip.is_loopback and not self.insecure:

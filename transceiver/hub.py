@@ -119,7 +119,9 @@ class Hub:
         self.publish_load()
         self._mux.add(session)
         try:
-            return session, await session.answer(offer)
+            sdp = await session.answer(offer)
+            logger.info("session %s answered", session.session_id.hex())
+            return session, sdp
         except OfferError:
             self._end(session, "offer refused")
             raise

@@ -49,6 +49,8 @@ def check_offer_untrusted(sdp: str) -> Offered:
         raise OfferError(400, f"offer has more than {_MAX_SSRC_LINES} a=ssrc lines")
     if not sdp.startswith("v=0"):
         raise OfferError(400, "body is not SDP: it does not begin with v=0 (RFC 8866 section 5.1)")
+    if len(lines) < 2:
+        raise OfferError(400, "body has no line breaks; with curl use --data-binary, as -d removes them")
     try:
         offer = SessionDescription.parse(sdp)
     except Exception as error:  # noqa: BLE001  # aiortc's parser raises whatever a bad line makes it trip over

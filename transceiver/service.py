@@ -65,7 +65,7 @@ class TransceiverService:
                 module="transceiver.process",
                 fds=(udp.fileno(), self._http.fileno(), internal.fileno(), self._load_fd),
                 settings=self._settings(index).to_message,
-                on_exit=partial(self._board.close_cell, index),
+                on_exit=partial(self._board.close_process, index),
             )
             for index, (udp, internal) in enumerate(self._sockets)
         ]

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What C and Python share: the layout of every map. relay/dataplane/abi.py is its mirror; tests/abi compares
- * them field by field. Padding is explicit, as BCC would insert fields of its own. Change ABI_VERSION with
- * it.
+/* What C and Python share: the layout of every map. relay/dataplane/bpf/abi.py is its mirror; tests/abi
+ * compares them field by field. Padding is explicit, as BCC would insert fields of its own. Change
+ * ABI_VERSION with it.
  */
 #ifndef RELAYCTL_ABI_H
 #define RELAYCTL_ABI_H

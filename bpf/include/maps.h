@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The maps. The loader pins them in PIN_DIR, so that they outlive every process. */
+/* The maps. Sizes that depend on the host are given by the loader. */
 #ifndef RELAYCTL_MAPS_H
 #define RELAYCTL_MAPS_H
 

@@ -105,7 +105,7 @@ EVENT_MEANINGS: Final = {
     FlowEvent.FLOW_EXPIRED: "flows that fell silent and were removed",
     FlowEvent.FLOW_EVICTED: "provisional flows pushed out by newer ones at a cap (table, source prefix or ufrag): a flood",
     FlowEvent.FLOW_CONTESTED: "requests with another transceiver's ufrag from the address of a live assured flow: a spoofer",
-    FlowEvent.FLOW_MOVED: "assured flows given up because their ufrag fell silent and another one came",
+    FlowEvent.FLOW_MOVED: "assured flows given up to another ufrag, as their session had said goodbye or was silent on both sides",
     FlowEvent.FLOW_REFUSED: "flows that stayed provisional because the assured table is full: raise max_assured_flows",
     FlowEvent.FLOW_ADOPTED: "assured flows taken over from a worker that ended",
 }

@@ -56,7 +56,9 @@ def test_daemon_from_start_to_stop(relayctl: Relayctl) -> None:
     started = relayctl.run("start", "--daemon", *relayctl.ports(), "--workers", "2", "--transceivers", "1")
     assert (started.returncode, started.stderr) == (0, "")
     pid = relayctl.pid()
-    assert started.stdout == f"started (pid {pid}), log in {relayctl.state_dir}/relayctl.log\n"
+    assert started.stdout.startswith(f"started (pid {pid}), log in {relayctl.state_dir}/relayctl.log\n")
+    assert relayctl.listen in started.stdout
+    assert relayctl.url in started.stdout
 
     status = relayctl.status()
     assert (status["pid"], status["state"], status["state_dir"]) == (
@@ -146,7 +148,7 @@ def test_two_instances_live_side_by_side(another: Another) -> None:
 def test_foreground_says_where_it_is_and_ends_by_signal(relayctl: Relayctl, number: signal.Signals) -> None:
     process = relayctl.start_foreground()
     said = (relayctl.state_dir.parent / f"{relayctl.state_dir.name}.out").read_text()
-    for words in (relayctl.listen, relayctl.url, str(relayctl.state_dir), "1 workers", "1 processes"):
+    for words in (relayctl.listen, relayctl.url, str(relayctl.state_dir), "workers: 1", "transceivers 1"):
         assert words in said
     assert relayctl.status()["pid"] == process.pid
     process.send_signal(number)
@@ -177,7 +179,9 @@ def test_restart_keeps_the_options(relayctl: Relayctl, tmp_path: Path) -> None:
     restarted = relayctl.run("restart", cwd=Path("/"))
     assert restarted.returncode == 0, restarted.stderr
     after = relayctl.status()
-    assert restarted.stdout == f"started (pid {after['pid']}), log in {relayctl.state_dir}/relayctl.log\n"
+    assert restarted.stdout.startswith(
+        f"started (pid {after['pid']}), log in {relayctl.state_dir}/relayctl.log\n"
+    )
     assert after["relay"]["vips"] == before["relay"]["vips"]
     assert after["transceivers"]["http"] == before["transceivers"]["http"]
     for part, name in (("relay", "workers"), ("transceivers", "processes")):

@@ -49,17 +49,19 @@ def served(network: Network | None, state_dir: Path) -> Iterator[tuple[Instance,
         return
     vips = ["203.0.113.10:3478", "[2001:db8::10]:3478"]
     arguments = [argument for vip in vips for argument in ("--listen", vip)]
-    network.there.__enter__()
-    try:
-        with running(state_dir, *arguments, "--insecure", http="198.51.100.1:8080") as instance:
-            network.there.__exit__()
-            token = (state_dir / "bearer_token").read_text().strip()
-            origin = instance.url.rstrip("/")
-            flags = [f"--unsafely-treat-insecure-origin-as-secure={origin}"]
-            yield instance, f"{origin}/#token={token}", flags, vips
-            network.there.__enter__()
-    finally:
-        network.there.__exit__()
+    with contextlib.ExitStack() as stack:
+        with network.there:
+            instance = stack.enter_context(
+                running(state_dir, *arguments, "--insecure", http="198.51.100.1:8080")
+            )
+        token = (state_dir / "bearer_token").read_text().strip()
+        origin = instance.url.rstrip("/")
+        yield (
+            instance,
+            f"{origin}/#token={token}",
+            [f"--unsafely-treat-insecure-origin-as-secure={origin}"],
+            vips,
+        )
 
 
 def number(page: Page, selector: str) -> float:

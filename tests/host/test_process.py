@@ -17,11 +17,12 @@ import psutil
 import pytest
 
 import host.process
-from host.channel import ChannelError
+from host.channel import Channel, ChannelError
 from host.errors import StartError
 from host.process import Process, ProcessState
 from tests.host.deadline import until
 from tests.host.programs import GOOD, HUNG, POLITE, READY, SILENT, STUBBORN, Heard, Programs
+from wire.admin import Message
 
 
 @pytest.fixture(autouse=True)
@@ -527,3 +528,69 @@ async def test_process_ends_by_itself_when_its_supervisor_is_gone(programs: Prog
     process._ending.set()  # as a dead supervisor, which restarts nothing
     process._channel.close()
     await until(lambda: not is_alive(pid), "the end")
+
+
+async def test_host_without_processes_is_asked_at_growing_intervals(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was healthy for long must not turn its restart into a busy loop."""
+    process = programs.process(GOOD)
+    await process.start()
+    process.started_at -= 3600
+    asked: list[float] = []
+    monkeypatch.setattr(host.process, "_BACK_OFF_S", (0.0, 0.05, 0.1))
+
+    async def refuse(*command: Any, **options: Any) -> Any:
+        asked.append(time.monotonic())
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    kill(process)
+    await until(lambda: len(asked) >= 3, "three tries", 3)
+    await process.stop()
+    assert len(asked) <= 5
+    assert asked[-1] - asked[0] >= 0.09
+
+
+async def test_event_that_makes_no_sense_does_not_end_the_supervision(
+    programs: Programs, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str] = []
+
+    def stumble(message: Message) -> None:
+        heard.append(message["event"])
+        raise KeyError("flow")
+
+    process = programs.process('line.send({"event": "flow_assured"})\n' + GOOD, on_event=stumble)
+    await process.start()
+    await until(lambda: heard, "the event")
+    kill(process)
+    await until(lambda: process.restarts == 1 and process.state is ProcessState.READY, "the process is back")
+    assert "makes no sense" in caplog.text
+
+
+async def test_large_handover_arrives_whole(programs: Programs) -> None:
+    """More than what a peer may leave unread: the sender waits for the reader."""
+    total, line = 400, "x" * 65_536
+    heard: list[int] = []
+
+    async def hand_over(channel: Channel) -> None:
+        for number in range(total):
+            channel.send_event("adopt", number=number, line=line)
+            await channel.drain()
+
+    body = READY + (
+        "while (messages := line.receive()) is not None:\n"
+        "    for message in messages:\n"
+        '        if message.get("event") == "adopt":\n'
+        '            line.send({"event": "heard", "number": message["number"]})\n'
+        '        elif "method" in message:\n'
+        '            line.send({"id": message["id"], "result": "pong"})\n'
+    )
+    process = programs.process(
+        body, handover=hand_over, on_event=lambda message: heard.append(message["number"])
+    )
+    await process.start()
+    await until(lambda: len(heard) == total, "the whole handover", 20)
+    assert heard == list(range(total))
+    assert process.restarts == 0

@@ -3,16 +3,21 @@
 import asyncio
 from ipaddress import ip_network
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.transceiver.checks import RELAY, VIP, Clock
+from tests.transceiver.checks import RELAY, VIP, Clock, client, write_check
 from tests.transceiver.offers import CHROMIUM, CHROMIUM_AUDIO, CHROMIUM_DATA, FIREFOX, VOICE, offer, without
-from tests.transceiver.processes import KEYS
+from tests.transceiver.processes import KEYS, serving
+from tests.transceiver.waiting import until
+from tests.transceiver.whip import call_on
+from transceiver import hub as hub_module
 from transceiver.backend.echo import EchoBackend
 from transceiver.hub import Hub, HubSettings
 from transceiver.mux import Mux
 from transceiver.offer import OfferError
+from wire.spp import encode_header
 
 _LINES = sorted({line for sdp in (CHROMIUM, FIREFOX) for line in sdp.splitlines()})
 
@@ -78,3 +83,38 @@ async def _errors_of(sdp: str) -> list[str]:
 @example(VOICE.replace("BUNDLE 0 2", "BUNDLE 0 2 ghost"))
 def test_damaged_offer_is_answered_or_refused_and_leaves_nothing(sdp: str) -> None:
     assert asyncio.run(_errors_of(sdp)) == []
+
+
+async def test_session_that_checks_but_never_connects_is_ended_after_30_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub_module, "_SWEEP_INTERVAL_S", 0.01)
+    clock = Clock()
+    async with serving(clock=clock) as process:
+        await call_on(process)
+        (session,) = process.hub._sessions.values()
+        sweeping = asyncio.create_task(process.hub.sweep())
+        for _ in range(3):
+            process.mux.receive_untrusted(
+                encode_header(*client(1)) + write_check(session.agent.credential), RELAY
+            )
+            clock.now += 9.9
+            await asyncio.sleep(0.03)
+            assert len(process.hub) == 1
+        clock.now += 0.4
+        await until(lambda: len(process.hub) == 0)
+        sweeping.cancel()
+        assert process.hub.ended == {"never connected": 1}
+
+
+async def test_session_whose_data_overruns_its_window_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "_SWEEP_INTERVAL_S", 0.01)
+    async with serving() as process:
+        await call_on(process)
+        (session,) = process.hub._sessions.values()
+        assert session._peer.sctp is not None
+        session._peer.sctp._advertised_rwnd = -1
+        sweeping = asyncio.create_task(process.hub.sweep())
+        await until(lambda: len(process.hub) == 0)
+        sweeping.cancel()
+        assert process.hub.ended == {"data channel flooded": 1}

@@ -200,3 +200,10 @@ def _damaged(draw: st.DrawFn) -> str:
 def test_damaged_offer_raises_only_offer_errors(sdp: str) -> None:
     refusal = refusal_of(sdp)
     assert refusal is None or (refusal[0] in (400, 422) and refusal[1])
+
+
+def test_offer_with_very_many_ssrc_lines_is_refused_before_it_is_parsed() -> None:
+    """aiortc's parser looks through all earlier ones at each."""
+    with pytest.raises(OfferError, match="64 a=ssrc") as refusal:
+        check_offer_untrusted(VOICE + "".join(f"a=ssrc:{n} cname:a\r\n" for n in range(65)))
+    assert refusal.value.status == 400

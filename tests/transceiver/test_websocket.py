@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from aiohttp import WSMsgType, WSServerHandshakeError
+from aiohttp import WSCloseCode, WSMsgType, WSServerHandshakeError
 
 from tests.transceiver.offers import VOICE, without
 from tests.transceiver.processes import Process, serving
@@ -131,3 +131,11 @@ async def test_bearer_token_of_a_websocket_comes_as_a_subprotocol() -> None:
             with pytest.raises(WSServerHandshakeError) as refusal:
                 await process.public.ws_connect("/ws", protocols=protocols)
             assert refusal.value.status == 401
+
+
+async def test_message_that_is_no_text_closes_the_socket(process: Process) -> None:
+    async with process.public.ws_connect("/ws") as socket:
+        await socket.send_bytes(bytes(1000))
+        closed = await socket.receive(2)
+        assert closed.type is WSMsgType.CLOSE
+        assert closed.data == WSCloseCode.UNSUPPORTED_DATA

@@ -2,6 +2,7 @@ import { RoundTrip } from "./echo.js";
 import { Failure } from "./failure.js";
 import { WhipSession, withFragment } from "./whip.js";
 
+const HANG_UP_PATIENCE_MS = 500;
 const ENDPOINT = "/whip";
 const CONNECT_TIMEOUT_MS = 30_000;
 const FIRST_AUDIO_POLL_MS = 10;
@@ -185,9 +186,11 @@ export class Call {
     clearTimeout(this.#deadline);
     clearInterval(this.#audioPoll);
     this.roundTrip.stop();
-    this.#session?.delete();
-    this.pc.close();
     stopTracks(this.#microphone);
+    // Closing says goodbye by DTLS, which ends the session too: the DELETE that came after it would find none.
+    const deleted = Promise.resolve(this.#session?.delete());
+    const patience = new Promise((resolve) => setTimeout(resolve, HANG_UP_PATIENCE_MS));
+    Promise.race([deleted, patience]).finally(() => this.pc.close());
     return true;
   }
 }

@@ -49,8 +49,8 @@ export class WhipSession {
   }
 
   /** Hang up. Survives the page; nobody waits for the outcome, an abandoned session ends by itself. */
-  delete() {
-    fetch(this.#url, { method: "DELETE", headers: authorization(this.#token), keepalive: true }).catch(() => {});
+  async delete() {
+    await fetch(this.#url, { method: "DELETE", headers: authorization(this.#token), keepalive: true }).catch(() => {});
   }
 }
 

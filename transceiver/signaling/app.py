@@ -147,6 +147,9 @@ class Signaling:
             return await handler(request)
         except SignalingError as error:
             return web.Response(status=error.status, text=f"{error}\n", headers=error.headers)
+        except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
+            allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+            return web.Response(status=error.status, text=f"{error.reason}\n", headers=allowed)
         except web.HTTPRequestEntityTooLarge:
             return web.Response(status=413, text=f"body exceeds {MAX_SDP_BYTES} bytes; no SDP is that long\n")
 

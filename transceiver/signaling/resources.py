@@ -54,15 +54,22 @@ class SessionResources:
 
     async def create(self, offer: str) -> tuple[str, Answer]:
         """POST: (token, 201 with the SDP answer), made by the least loaded process of this host."""
-        sibling = self._siblings.choose() if self._siblings else None
-        if sibling is not None:
-            answer = await self._pass_on(sibling, "POST", "/whip", offer, {"Content-Type": SDP})
-            if answer is not None and answer.status != 503:
-                token = answer.headers.pop("Location", "").rpartition("/")[2]
-                if answer.status == 201:
-                    return token, answer
-                raise SignalingError(answer.status, answer.body.strip())
+        if self._siblings is not None:
+            with self._siblings.board.less_loaded() as process:
+                if process is not None:
+                    made = await self._create_at(self._siblings.internal_http[process], offer)
+                    if made is not None:
+                        return made
         return await self.create_here(offer)
+
+    async def _create_at(self, sibling: Address, offer: str) -> tuple[str, Answer] | None:
+        """POST, by another process; None if it is not there or takes no more."""
+        answer = await self._pass_on(sibling, "POST", "/whip", offer, {"Content-Type": SDP})
+        if answer is None or answer.status == 503:
+            return None
+        if answer.status != 201:
+            raise SignalingError(answer.status, answer.body.strip())
+        return answer.headers.pop("Location").rpartition("/")[2], answer
 
     async def create_here(self, offer: str) -> tuple[str, Answer]:
         """POST, by this process."""
@@ -177,11 +184,6 @@ class Siblings:
 
     board: LoadBoard
     internal_http: tuple[Address, ...]
-
-    def choose(self) -> Address | None:
-        """A process that should have the next session instead of us."""
-        process = self.board.reserve_less_loaded()
-        return None if process is None else self.internal_http[process]
 
 
 def _etag(session: Session) -> dict[str, str]:

@@ -49,7 +49,7 @@ def make_kernel_tree(root: Path) -> None:
     try:
         arch, multiarch = _ARCHITECTURES[platform.machine()]
     except KeyError:
-        raise OperatorError(f"no BPF data path on {platform.machine()}; use --dataplane userspace") from None
+        raise OperatorError(f"no BPF data path on {platform.machine()}, only on x86_64 and aarch64") from None
     asm = _SYSTEM / multiarch / "asm"
     if not asm.is_dir() or not (_SYSTEM / "linux/bpf.h").is_file():
         raise OperatorError("the BPF programs need linux-libc-dev (apt-get install linux-libc-dev)")

@@ -113,7 +113,7 @@ class RelayPrograms:
             _MAP_TYPE_REUSEPORT_SOCKARRAY, b"sockets", 4, 8, MAX_GROUPS * MAX_SLOTS, 0
         )
         if fd < 0:
-            raise OperatorError("BPF maps cannot be made; CAP_BPF and CAP_NET_ADMIN are needed")
+            raise OperatorError("BPF maps cannot be made; CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed")
         return int(fd)
 
     def configure(
@@ -187,7 +187,7 @@ def _compile(bcc: Any, name: str, flags: list[str]) -> Any:
             return bcc.BPF(text=read_program(name).encode(), cflags=[*_COMPILER_FLAGS, *flags])
         except Exception as error:  # noqa: BLE001  # BCC raises a bare Exception
             raise OperatorError(
-                f"bpf/{name}.c cannot be compiled ({error}); CAP_BPF, CAP_NET_ADMIN?"
+                f"bpf/{name}.c cannot be compiled ({error}); are CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON there?"
             ) from None
         finally:
             del os.environ["BCC_KERNEL_SOURCE"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 _BPF_PROG_TEST_RUN = 10
 _BPF_OBJ_GET_INFO_BY_FD = 15
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,6 +75,6 @@ def program_info(program_fd: int) -> ProgramInfo:
 
 
 def _bpf(command: int, attr: ctypes.Structure) -> None:
-    if _libc.syscall(_SYS_BPF, command, ctypes.byref(attr), ctypes.sizeof(attr)) < 0:
+    if _libc.syscall(_SYS_BPF[os.uname().machine], command, ctypes.byref(attr), ctypes.sizeof(attr)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"bpf(2) command {command}: {errno.errorcode.get(number, number)}")
