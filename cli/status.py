@@ -10,6 +10,8 @@ from cli.render import human_bytes, human_duration, print_json, print_table
 from host.state_dir import StateDir
 from relay.core.verdict import EVENT_MEANINGS, MEANINGS, FlowEvent, Verdict
 
+_PROCESS_COLUMNS = ("name", "pid", "core", "state", "up", "restarts", "last exit", "CPU %", "RSS")
+
 
 @cli.command()
 @state_dir_option
@@ -36,20 +38,7 @@ def _print_relay(relay: dict[str, Any]) -> None:
         click.echo(f"listen {vip['listen']}{told} ({relay['dataplane']} data path)")
     print_table(
         "\nworkers",
-        (
-            "name",
-            "pid",
-            "core",
-            "state",
-            "up",
-            "restarts",
-            "last exit",
-            "CPU %",
-            "RSS",
-            "packets",
-            "flows",
-            "assured",
-        ),
+        (*_PROCESS_COLUMNS, "packets", "flows", "assured"),
         (
             (*_process_cells(worker), worker["packets"], worker["flows"], worker["assured_flows"])
             for worker in relay["workers"]
@@ -71,20 +60,7 @@ def _print_transceivers(transceivers: dict[str, Any]) -> None:
         click.echo(f"bearer token in {transceivers['bearer_token_file']}")
     print_table(
         "\ntransceivers",
-        (
-            "name",
-            "pid",
-            "core",
-            "state",
-            "up",
-            "restarts",
-            "last exit",
-            "CPU %",
-            "RSS",
-            "address",
-            "sessions",
-            "connected",
-        ),
+        (*_PROCESS_COLUMNS, "address", "sessions", "connected"),
         (
             (*_process_cells(process), process["address"], process.get("sessions"), process.get("connected"))
             for process in transceivers["processes"]

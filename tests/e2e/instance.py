@@ -132,6 +132,9 @@ def bound_ports(pids: Iterable[int]) -> set[int]:
     return ports - {0}
 
 
+REPORTS: list[str] = []
+
+
 def print_report(name: str, report: dict[str, Any]) -> None:
-    """One line for people who read the log of a test run."""
-    print(f"\n{name}: {json.dumps(report)}")  # noqa: T201  # pytest -s and CI's log show it
+    """One line for people: pytest shows it at the end of the run."""
+    REPORTS.append(f"{name}: {json.dumps(report)}")

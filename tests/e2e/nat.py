@@ -23,7 +23,7 @@ class Nat:
     """Runs in a thread of its own. ``passes_up`` and ``passes_down`` decide on each datagram."""
 
     def __init__(self, vip: _SockAddr, listen: _SockAddr) -> None:
-        self._listen = listen
+        self.listen = listen
         self._family = socket.AF_INET6 if ":" in vip[0] else socket.AF_INET
         self._inner = self._bind(vip)
         self._outer: dict[_SockAddr, socket.socket] = {}
@@ -99,7 +99,7 @@ class Nat:
             self.checks.append(datagram)
         if self.passes_up(datagram):
             self.delivered_up += 1
-            self._outer_of(client).sendto(datagram, self._listen)
+            self._outer_of(client).sendto(datagram, self.listen)
 
     def _carry_down(self, datagram: bytes, client: _SockAddr) -> None:
         if self.passes_down(datagram):

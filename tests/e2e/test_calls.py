@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,13 +16,22 @@ import pytest
 
 from cli.call import EchoCall
 from host.keystore import load_keys
-from tests.e2e.instance import bound_ports, free_port, print_report, running, udp_socket_inodes
+from tests.e2e.instance import Instance, bound_ports, free_port, print_report, running, udp_socket_inodes
 from tests.e2e.nat import Nat
 from wire.demux import PacketClass, classify
 from wire.stun import parse_stun_untrusted
 from wire.ufrag import open_ufrag_untrusted
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+@contextlib.contextmanager
+def behind_nat(tmp_path: Path, *arguments: str) -> Iterator[tuple[Instance, Nat]]:
+    """An instance whose VIP is a NAT between its clients and where it listens."""
+    listen, vip = ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
+    addresses = ("--listen", f"{listen[0]}:{listen[1]}", "--vip", f"{vip[0]}:{vip[1]}")
+    with running(tmp_path / "s", *addresses, *arguments) as instance, Nat(vip, listen) as nat:
+        yield instance, nat
 
 
 def ufrag_of(call: EchoCall) -> str:
@@ -71,12 +81,7 @@ async def test_twenty_clients_reach_the_transceivers_that_their_ufrags_name(tmp_
 
 
 async def test_calls_go_on_when_a_worker_is_killed(tmp_path: Path) -> None:
-    listen, vip = free_port(), free_port()
-    arguments = ("--listen", f"127.0.0.1:{listen}", "--vip", f"127.0.0.1:{vip}", "--workers", "1")
-    with (
-        running(tmp_path / "s", *arguments) as instance,
-        Nat(("127.0.0.1", vip), ("127.0.0.1", listen)) as nat,
-    ):
+    with behind_nat(tmp_path, "--workers", "1") as (instance, nat):
         async with contextlib.AsyncExitStack() as stack:
             calls = [await stack.enter_async_context(EchoCall(instance.url)) for _ in range(4)]
             await asyncio.sleep(2)
@@ -123,12 +128,7 @@ async def test_calls_go_on_when_a_worker_is_killed(tmp_path: Path) -> None:
 
 
 async def test_nat_rebind_recovers(tmp_path: Path) -> None:
-    listen, vip = free_port(), free_port()
-    arguments = ("--listen", f"127.0.0.1:{listen}", "--vip", f"127.0.0.1:{vip}")
-    with (
-        running(tmp_path / "s", *arguments) as instance,
-        Nat(("127.0.0.1", vip), ("127.0.0.1", listen)) as nat,
-    ):
+    with behind_nat(tmp_path) as (instance, nat):
         async with EchoCall(instance.url) as call:
             await asyncio.sleep(1)
             before, rebound_at = nat.outer_port, time.monotonic()
@@ -149,12 +149,7 @@ async def test_nat_rebind_recovers(tmp_path: Path) -> None:
 
 
 async def test_vanished_client_is_gone_within_35_s(tmp_path: Path) -> None:
-    listen, vip = free_port(), free_port()
-    arguments = ("--listen", f"127.0.0.1:{listen}", "--vip", f"127.0.0.1:{vip}")
-    with (
-        running(tmp_path / "s", *arguments) as instance,
-        Nat(("127.0.0.1", vip), ("127.0.0.1", listen)) as nat,
-    ):
+    with behind_nat(tmp_path) as (instance, nat):
         async with EchoCall(instance.url):
             vanished_at = time.monotonic()
             nat.passes_up = lambda datagram: False
@@ -168,12 +163,7 @@ async def test_vanished_client_is_gone_within_35_s(tmp_path: Path) -> None:
 
 
 async def test_replayed_check_diverts_nothing(tmp_path: Path) -> None:
-    listen, vip = free_port(), free_port()
-    arguments = ("--listen", f"127.0.0.1:{listen}", "--vip", f"127.0.0.1:{vip}")
-    with (
-        running(tmp_path / "s", *arguments) as instance,
-        Nat(("127.0.0.1", vip), ("127.0.0.1", listen)) as nat,
-    ):
+    with behind_nat(tmp_path) as (instance, nat):
         async with EchoCall(instance.url) as call:
             await asyncio.sleep(1)
             captured = nat.checks[-1]
@@ -184,7 +174,7 @@ async def test_replayed_check_diverts_nothing(tmp_path: Path) -> None:
                 received = (await call.report()).downlink["received"]
                 started = time.monotonic()
                 for index in range(250):
-                    attacker.sendto(captured, ("127.0.0.1", listen))
+                    attacker.sendto(captured, nat.listen)
                     await asyncio.sleep(max(0.0, started + (index + 1) / 50 - time.monotonic()))
                     with contextlib.suppress(BlockingIOError):
                         while True:
