@@ -6,6 +6,7 @@
 3  not running
 4  already running, or an address is taken
 5  a probe's call failed or lost packets
+130  interrupted
 """
 
 import functools
@@ -50,6 +51,9 @@ class _Group(click.Group):
         except OperatorError as error:
             click.echo(f"relayctl: {error}", err=True)
             ctx.exit(exit_code_of(error))
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            ctx.exit(EXIT_INTERRUPTED)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         lines = (__doc__ or "").strip().splitlines()[2:]
