@@ -6,7 +6,6 @@ from enum import StrEnum
 class WireFault(StrEnum):
     """What is wrong with bytes from the network. The names are stable: verdicts and metrics are derived from them."""
 
-    MALFORMED = "malformed"
     STUN_MALFORMED = "stun_malformed"
     STUN_FINGERPRINT = "stun_fingerprint"
     STUN_USERNAME = "stun_username"
