@@ -1,7 +1,7 @@
 """Reads one table of a TOML configuration: every value checked, every error naming its field, no key ignored."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +75,13 @@ class ConfigTable:
             except ValueError as error:
                 raise ConfigError(self.field(key), f"{error} (write 10.0.0.0/8 or 2001:db8::/32)") from None
         return tuple(networks)
+
+    def take_choice(self, key: str, default: str, choices: Sequence[str]) -> str:
+        """One of a few words."""
+        value = self.take(key, str, default)
+        if value not in choices:
+            raise ConfigError(self.field(key), f"needs to be one of {', '.join(choices)}, not {value!r}")
+        return value
 
     def take_strings(self, key: str) -> tuple[str, ...]:
         """A list of strings, empty if absent."""

@@ -1,5 +1,7 @@
 """Errors that an operator can act on: each message names what is wrong and the way out."""
 
+from collections.abc import Collection
+
 
 class OperatorError(Exception):
     """Base of what the command line prints without a traceback."""
@@ -14,7 +16,11 @@ class ConfigError(OperatorError):
 
 
 class AddressInUseError(OperatorError):
-    """Another process holds an address that we were told to bind."""
+    """Other processes, ``pids`` where we may know them, hold an address that we were told to bind."""
+
+    def __init__(self, message: str, pids: Collection[int] = ()) -> None:
+        super().__init__(message)
+        self.pids = frozenset(pids)
 
 
 class AlreadyRunningError(OperatorError):

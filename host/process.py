@@ -24,6 +24,7 @@ import psutil
 
 from host.channel import STREAM_LIMIT, Channel, ChannelError
 from host.errors import StartError
+from host.registry import ProcessRegistry
 from wire.admin import Message
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ _PING_INTERVAL_S = 2.0
 _PING_TIMEOUT_S = 6.0
 _TERM_GRACE_S = 5.0
 _CLOSED_CHANNEL_GRACE_S = 1.0
+# numpy's would start a thread at import, and a thread keeps the capabilities that the others give up.
+CHILD_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 class ProcessState(StrEnum):
@@ -53,10 +56,10 @@ class ProcessState(StrEnum):
 class ProcessSpec:
     """What to run: ``python -m module`` with inherited file descriptors and settings sent over its channel.
 
-    core: the CPU that the process is pinned to, or None.
+    core: the CPU that the process is pinned to, or None. user: whom it runs as, None for our own user.
     settings: called at each start, so that a restarted process gets what is true then.
     handover: called right after the settings are sent, to send what its predecessor left.
-    on_event: what the process says by itself. on_exit: it has ended, wanted or not.
+    on_ready: it works, for the first time or again. on_event: what it says by itself. on_exit: it has ended, wanted or not.
     """
 
     name: str
@@ -64,16 +67,19 @@ class ProcessSpec:
     fds: tuple[int, ...]
     settings: Callable[[], dict[str, Any]]
     handover: Callable[[Channel], Awaitable[None]] | None = None
+    on_ready: Callable[[], None] = field(default=lambda: None)
     on_event: Callable[[Message], None] = field(default=lambda message: None)
     on_exit: Callable[[], None] = field(default=lambda: None)
     core: int | None = None
+    user: str | None = None
 
 
 class Process:
     """Keeps one spec running."""
 
-    def __init__(self, spec: ProcessSpec) -> None:
+    def __init__(self, spec: ProcessSpec, registry: ProcessRegistry) -> None:
         self.spec = spec
+        self._registry = registry
         self.state = ProcessState.STOPPED
         self.pid: int | None = None
         self.restarts = 0
@@ -126,6 +132,13 @@ class Process:
             raise ChannelError(f"{self.spec.name} is not running")
         return await self._channel.request(method, timeout_s=timeout_s, **params)
 
+    async def send(self, event: str, **fields: Any) -> None:
+        """Tell the process something, if it runs, and wait until it has read most of it."""
+        if self._channel is not None:
+            self._channel.send_event(event, **fields)
+            with contextlib.suppress(ConnectionError):
+                await self._channel.drain()
+
     def describe(self) -> dict[str, Any]:
         """State for ``status``. ``cpu_percent`` is of one core, since the last call."""
         description: dict[str, Any] = {
@@ -170,26 +183,33 @@ class Process:
         self.state = ProcessState.STOPPED
 
     async def _run_once(self) -> None:
+        # First all that can fail without a process to end.
+        settings = self.spec.settings()
         ours, theirs = socket.socketpair()
-        with theirs, contextlib.ExitStack() as undo:
-            undo.callback(ours.close)
-            child = await asyncio.create_subprocess_exec(
-                # -P: never import from the directory that the operator happens to be in
-                *(sys.executable, "-P", "-m", self.spec.module, str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), *self.spec.fds),
-                start_new_session=True,
-            )
-            undo.pop_all()
-        self.pid, self.started_at, self.state = child.pid, time.monotonic(), ProcessState.STARTING
+        with theirs:
+            reader, writer = await asyncio.open_connection(sock=ours, limit=STREAM_LIMIT)
+            channel = Channel(reader, writer, on_event=self._receive_event)
+            try:
+                child = await asyncio.create_subprocess_exec(
+                    # -P: never import from the directory that the operator happens to be in
+                    *(sys.executable, "-P", "-m", self.spec.module, str(theirs.fileno())),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), *self.spec.fds),
+                    start_new_session=True,
+                    env={**os.environ, **CHILD_ENVIRONMENT},
+                )
+            except BaseException:
+                channel.close()
+                raise
+        self._channel, self.pid = channel, child.pid
+        self.started_at, self.state = time.monotonic(), ProcessState.STARTING
+        self._registry.add(self.spec.name, self.spec.module, child.pid)
         with contextlib.suppress(psutil.Error):
             self._usage = psutil.Process(child.pid)
-        reader, writer = await asyncio.open_connection(sock=ours, limit=STREAM_LIMIT)
-        self._channel = Channel(reader, writer, on_event=self._receive_event)
-        self._channel.send_event("configure", settings=self.spec.settings(), core=self.spec.core)
-        serving = asyncio.create_task(self._channel.run())
+        channel.send_event("configure", settings=settings, core=self.spec.core, user=self.spec.user)
+        serving = asyncio.create_task(channel.run())
         watching = asyncio.create_task(self._watch())
-        handing = asyncio.create_task(self._hand_over(self._channel))
+        handing = asyncio.create_task(self._hand_over(channel))
         try:
             exit_code = await child.wait()
         finally:
@@ -197,7 +217,8 @@ class Process:
                 child.kill()
             watching.cancel()
             handing.cancel()
-            self._channel.close()
+            channel.close()
+            self._registry.remove(child.pid)
             await serving
             self._channel = self.pid = self._usage = None
         self.last_exit = _describe_exit(exit_code)
@@ -212,6 +233,7 @@ class Process:
         if message["event"] == "ready":
             logger.info("%s ready, pid %s", self.spec.name, self.pid)
             self.state = ProcessState.READY
+            self.spec.on_ready()
             self._ready.set()
             return
         try:

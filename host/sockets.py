@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from collections.abc import Collection
 from contextlib import closing
 from typing import Any
 
@@ -10,8 +11,10 @@ import psutil
 from host.errors import AddressInUseError, ConfigError
 from wire.address import Address
 
-# Asked for; the kernel caps it at net.core.rmem_max. Packets queue here while a worker restarts.
+# Packets queue here while a worker restarts. Without CAP_NET_ADMIN the kernel caps it at net.core.rmem_max, by default
+# some 270 packets.
 _RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 def bind_udp(field: str, address: Address, *, reuseport: bool = False) -> socket.socket:
@@ -26,13 +29,19 @@ def bind_tcp(field: str, address: Address) -> socket.socket:
     return listener
 
 
-def check_free_udp(field: str, address: Address) -> None:
-    """Raise AddressInUseError if anyone holds the address.
+def check_free_udp(field: str, address: Address, ours: Collection[int] = ()) -> None:
+    """Raise AddressInUseError if anyone but the processes ``ours`` holds the address.
 
     A second SO_REUSEPORT bind by the same user succeeds silently, so this probe binds without it.
     """
-    if address.port:
+    if not address.port:
+        return
+    try:
         _bind(field, address, socket.SOCK_DGRAM, reuseport=False).close()
+    except AddressInUseError as error:
+        # Without CAP_SYS_PTRACE nobody can tell who holds it; to share a port at all takes our user id.
+        if not ours or not error.pids <= set(ours):
+            raise
 
 
 def bound_address(sock: socket.socket) -> Address:
@@ -56,7 +65,7 @@ def _bind(field: str, address: Address, kind: socket.SocketKind, *, reuseport: b
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            _widen(sock)
         if reuseport:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(sockaddr(address))
@@ -66,10 +75,20 @@ def _bind(field: str, address: Address, kind: socket.SocketKind, *, reuseport: b
     return sock
 
 
+def _widen(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+
+
 def _bind_error(field: str, address: Address, kind: socket.SocketKind, error: OSError) -> Exception:
     if error.errno == errno.EADDRINUSE:
-        holder = _holder(address, kind)
-        return AddressInUseError(f"{field}: {address} is taken by {holder}; stop it or choose another port")
+        pids = _holders(address, kind)
+        holders = ", ".join(sorted(map(_describe_holder, pids))) or "a process of another user"
+        return AddressInUseError(
+            f"{field}: {address} is taken by {holders}; stop it or choose another port", pids
+        )
     if error.errno == errno.EADDRNOTAVAIL:
         return ConfigError(field, f"{address.ip} is no address of this machine; `ip address` lists them")
     if error.errno == errno.EACCES:
@@ -79,24 +98,27 @@ def _bind_error(field: str, address: Address, kind: socket.SocketKind, error: OS
     return ConfigError(field, f"cannot bind {address} ({error.strerror})")
 
 
-def _holder(address: Address, kind: socket.SocketKind) -> str:
+def _holders(address: Address, kind: socket.SocketKind) -> set[int]:
     inet_kind = "udp" if kind == socket.SOCK_DGRAM else "tcp"
-    for connection in psutil.net_connections(inet_kind):
-        if connection.pid and _covers(connection.laddr, address):
-            try:
-                return _describe_holder(psutil.Process(connection.pid))
-            except psutil.Error:
-                return f"pid {connection.pid}"
-    return "a process of another user"
+    connections = psutil.net_connections(inet_kind)
+    return {c.pid for c in connections if c.pid and _covers(c.laddr, address)}
 
 
-def _describe_holder(process: psutil.Process) -> str:
+def _describe_holder(pid: int) -> str:
     """Its pid and name; for a process of a relayctl, the supervisor's, as that is the one to stop."""
-    if {"relay.worker", "transceiver.process"} & set(process.cmdline()):
+    try:
+        process = psutil.Process(pid)
+        if not {"relay.worker", "transceiver.process"} & set(process.cmdline()):
+            return f"pid {pid} ({process.name()})"
         supervisor = process.parent()
-        if supervisor is not None:
+        if supervisor is not None and "start" in supervisor.cmdline():
             return f"relayctl, pid {supervisor.pid} (`relayctl stop` in its state directory)"
-    return f"pid {process.pid} ({process.name()})"
+    except psutil.Error:
+        return f"pid {pid}"
+    return (
+        f"pid {pid}, left behind by a relayctl that died (`relayctl start` in its state directory takes over, "
+        "`relayctl stop` ends it)"
+    )
 
 
 def _covers(bound: Any, address: Address) -> bool:

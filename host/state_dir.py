@@ -5,6 +5,8 @@ pid             its pid, for people
 admin.sock      its admin socket, 0600
 keys.json       the fleet's keys, 0600
 bearer_token    what signaling asks for beyond loopback, 0600
+launch.json     the options of the last start, for `restart`
+processes.json  the processes of a supervisor, which may outlive it
 relayctl.log    output of a daemon
 """
 
@@ -46,6 +48,7 @@ class StateDir:
         self.pid_file = self.path / "pid"
         self.keys_file = self.path / "keys.json"
         self.bearer_token_file = self.path / "bearer_token"
+        self.processes_file = self.path / "processes.json"
         self.launch_file = self.path / "launch.json"
         self.log_file = self.path / "relayctl.log"
         self._lock_file = self.path / "lock"

@@ -11,16 +11,56 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from host.channel import STREAM_LIMIT, Channel, ChannelError
 from host.process import Process, ProcessSpec
+from host.registry import ProcessRegistry
 from host.state_dir import StateDir
 
 logger = logging.getLogger(__name__)
 
+_LEFT_BEHIND_POLL_S = 0.1
+
 AdminMethod = Callable[..., Awaitable[Any]]
+
+
+class ProcessGroup:
+    """The processes of one service; it may grow and shrink."""
+
+    def __init__(self, specs: Sequence[ProcessSpec], registry: ProcessRegistry) -> None:
+        self._registry = registry
+        self._processes = [Process(spec, registry) for spec in specs]
+
+    def __iter__(self) -> Iterator[Process]:
+        return iter(self._processes)
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    async def start(self) -> None:
+        """Start all, side by side. Raises StartError."""
+        await asyncio.gather(*(process.start() for process in self._processes))
+
+    async def add(self, specs: Sequence[ProcessSpec]) -> None:
+        """Start more, side by side. Raises StartError; then none of them is left."""
+        added = [Process(spec, self._registry) for spec in specs]
+        self._processes += added
+        try:
+            await asyncio.gather(*(process.start() for process in added))
+        except BaseException:
+            await self.remove(added)
+            raise
+
+    async def remove(self, processes: Sequence[Process]) -> None:
+        """End those, side by side."""
+        await asyncio.gather(*(process.stop() for process in processes))
+        self._processes = [process for process in self._processes if process not in processes]
+
+    async def stop(self) -> None:
+        """End all, side by side."""
+        await asyncio.gather(*(process.stop() for process in self._processes))
 
 
 class Service(Protocol):
@@ -32,15 +72,19 @@ class Service(Protocol):
         """The processes to run."""
         ...
 
-    async def status(self, processes: Sequence[Process]) -> dict[str, Any]:
+    async def take_over(self) -> None:
+        """All processes of all services are ready: take packets, also from those that a dead supervisor left behind."""
+        ...
+
+    async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """The service's part of ``status``."""
         ...
 
-    async def drain(self, processes: Sequence[Process], timeout_s: float) -> None:
+    async def drain(self, processes: ProcessGroup, timeout_s: float) -> None:
         """Take no new work and let the old end, for at most ``timeout_s``."""
         ...
 
-    def methods(self, processes: Sequence[Process]) -> dict[str, AdminMethod]:
+    def methods(self, processes: ProcessGroup) -> dict[str, AdminMethod]:
         """Further admin methods."""
         ...
 
@@ -53,13 +97,20 @@ class Supervisor:
     """Runs services until it is told to end."""
 
     def __init__(
-        self, state_dir: StateDir, services: Sequence[Service], *, version: str, drain_s: float
+        self,
+        state_dir: StateDir,
+        services: Sequence[Service],
+        registry: ProcessRegistry,
+        *,
+        version: str,
+        drain_s: float,
     ) -> None:
         self._state_dir = state_dir
+        self._registry = registry
         self._services = services
         self._version = version
         self._drain_s = drain_s
-        self._processes = {service.name: [Process(spec) for spec in service.specs()] for service in services}
+        self._processes = {service.name: ProcessGroup(service.specs(), registry) for service in services}
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._state = "starting"
@@ -88,15 +139,21 @@ class Supervisor:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         finally:
-            self._state = "draining"
-            await self._end()
+            # A start that failed leaves those alone that an earlier supervisor left: they serve calls.
+            has_run, self._state = self._state == "running", "draining"
+            ending = asyncio.create_task(self._end_left_behind() if has_run else asyncio.sleep(0))
+            await self._end(ending)
+            await ending
+            self._registry.close()
             admin.close()
             with contextlib.suppress(ConnectionError):
                 await admin.wait_closed()
 
     async def _start(self) -> None:
         for service in self._services:
-            await asyncio.gather(*(process.start() for process in self._processes[service.name]))
+            await self._processes[service.name].start()
+        for service in self._services:
+            await service.take_over()
 
     def _receive_signal(self) -> None:
         if self._stop.is_set():
@@ -106,7 +163,18 @@ class Supervisor:
             logger.info("told to end: %g s for the calls, at once on a second signal", self._drain_s)
         self._stop.set()
 
-    async def _end(self) -> None:
+    async def _end_left_behind(self) -> None:
+        """Let the calls of an earlier start go on for as long as our own may, then end its processes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                while self._has_calls_left_behind() and not self._hurry.is_set():  # noqa: ASYNC110  # others end them
+                    await asyncio.sleep(_LEFT_BEHIND_POLL_S)
+        await asyncio.to_thread(self._registry.end_left_behind)
+
+    def _has_calls_left_behind(self) -> bool:
+        return any(entry.is_alive for entry in self._registry.left_behind)
+
+    async def _end(self, left_behind_ended: asyncio.Task[None]) -> None:
         for service in reversed(self._services):
             processes = self._processes[service.name]
             draining = asyncio.create_task(service.drain(processes, self._drain_s))
@@ -121,7 +189,9 @@ class Supervisor:
                 (ended,) = await asyncio.gather(draining, return_exceptions=True)
                 if isinstance(ended, Exception):
                     logger.error("%s did not drain: %s", service.name, ended)
-            await asyncio.gather(*(process.stop() for process in processes))
+            # Their goodbyes need a relay, too.
+            await left_behind_ended
+            await processes.stop()
             service.close()
 
     async def _listen(self) -> asyncio.Server:
@@ -154,6 +224,11 @@ class Supervisor:
             "started_at": self._started_at.isoformat(timespec="seconds"),
             "uptime_s": round(time.monotonic() - self._started, 1),
             "state_dir": str(self._state_dir.path),
+            "left_behind": [
+                {"name": entry.name, "pid": entry.pid}
+                for entry in self._registry.left_behind
+                if entry.is_alive
+            ],
             **{service.name: part for service, part in zip(self._services, parts, strict=True)},
         }
 

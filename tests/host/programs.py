@@ -10,7 +10,9 @@ from typing import Any
 
 import psutil
 
-from host.process import Process, ProcessSpec
+from host.process import Process, ProcessSpec, ProcessState
+from host.registry import Entry, ProcessRegistry
+from tests.host.deadline import until
 from wire.admin import Message
 
 # Every program begins so: `settings` as it was configured, `serve()` answers any request until the channel closes.
@@ -50,6 +52,8 @@ class Programs:
     """Makes specs and processes, and ends whatever is left of them."""
 
     def __init__(self, directory: Path) -> None:
+        self.registry_file = directory / "processes.json"
+        self.registry = ProcessRegistry(self.registry_file)
         self._directory = directory
         self._processes: list[Process] = []
         self._made = 0
@@ -71,9 +75,13 @@ class Programs:
 
     def process(self, body: str, **fields: Any) -> Process:
         """A process that is ended with the test."""
-        process = Process(self.spec(body, **fields))
+        process = Process(self.spec(body, **fields), self.registry)
         self._processes.append(process)
         return process
+
+    def found_in_registry(self) -> list[Entry]:
+        """What a supervisor that started now would find."""
+        return ProcessRegistry(self.registry_file).left_behind
 
     def living(self) -> list[int]:
         """Pids of the programs that still run."""
@@ -116,3 +124,26 @@ class Heard:
     def values(self, event: str, key: str) -> list[Any]:
         """One field of every event of that name."""
         return [message[key] for message in self.messages if message["event"] == event]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def kill(process: Process, number: int = signal.SIGKILL) -> int:
+    """Send a signal from outside; returns the pid."""
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    return process.pid
+
+
+async def restarted(process: Process, times: int = 1) -> None:
+    """Wait until the process has come back."""
+    await until(
+        lambda: process.restarts >= times and process.state is ProcessState.READY,
+        f"{times} restarts",
+        5,
+    )

@@ -52,6 +52,7 @@ def refusal(values: Any, take: Take) -> ConfigError:
             id="networks",
         ),
         pytest.param(["a", "b"], lambda t: t.take_strings("key"), ("a", "b"), id="strings"),
+        pytest.param("xdp", lambda t: t.take_choice("key", "auto", ["auto", "xdp"]), "xdp", id="choice"),
         pytest.param("/a/b", lambda t: t.take_path("key", None), Path("/a/b"), id="path"),
         pytest.param("", lambda t: t.take_path("key", Path("/d")), Path("/d"), id="empty path: default"),
     ],
@@ -78,6 +79,7 @@ def test_absent_keys_give_their_defaults() -> None:
     assert table.take_networks("d", ["::1/128"]) == (ip_network("::1/128"),)
     assert table.take_strings("e") == ()
     assert table.take_path("f", None) is None
+    assert table.take_choice("g", "auto", ["auto", "xdp"]) == "auto"
     table.finish()
 
 
@@ -128,6 +130,14 @@ def test_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         pytest.param(["lan"], lambda t: t.take_networks("key", []), "'lan'", id="no network"),
         pytest.param(["a", 1], lambda t: t.take_strings("key"), "a list of strings", id="mixed list"),
+        pytest.param(
+            "XDP",
+            lambda t: t.take_choice("key", "auto", ["auto", "xdp"]),
+            "needs to be one of auto, xdp, not 'XDP'",
+            id="choice in capitals",
+        ),
+        pytest.param("", lambda t: t.take_choice("key", "a", ["a", "b"]), "a, b, not ''", id="empty choice"),
+        pytest.param(1, lambda t: t.take_choice("key", "a", ["a"]), "a string, not 1", id="choice by number"),
         pytest.param(5, lambda t: t.take_path("key", None), "a string, not 5", id="path is a number"),
         pytest.param(
             "~no-such-user/k", lambda t: t.take_path("key", None), "no-such-user", id="home of nobody"

@@ -85,17 +85,20 @@ def test_wildcard_holder_is_named(hold_address: HoldAddress) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 def test_holder_of_another_user_is_not_guessed(hold_address: HoldAddress) -> None:
+    """Unless it may be one of ours, whose sockets nobody but root can see."""
     address = Address.from_host("127.0.0.1", free_port(socket.SOCK_DGRAM))
-    hold_address(address, "SOCK_DGRAM")
+    pid = hold_address(address, "SOCK_DGRAM")
     tried = run_unprivileged(
-        "import sys\nfrom host.sockets import bind_udp\nfrom host.errors import OperatorError\n"
+        "import sys\nfrom host.sockets import check_free_udp\nfrom host.errors import AddressInUseError\n"
         "from wire.address import Address\n"
-        "try: bind_udp('relay.listen', Address.parse(sys.argv[1]))\n"
-        "except OperatorError as error: print(error)",
+        "check_free_udp('relay.listen', Address.parse(sys.argv[1]), {int(sys.argv[2])})\n"
+        "try: check_free_udp('relay.listen', Address.parse(sys.argv[1]))\n"
+        "except AddressInUseError as error: print(sorted(error.pids), error)",
         str(address),
+        str(pid),
     )
     assert tried.stderr == ""
-    assert tried.stdout.startswith(f"relay.listen: {address} is taken by a process of another user")
+    assert tried.stdout.startswith(f"[] relay.listen: {address} is taken by a process of another user")
 
 
 @pytest.mark.parametrize("bind", [bind_udp, bind_tcp])
@@ -136,6 +139,66 @@ def test_reuseport_group_of_another_process_is_found_by_the_probe(hold_address: 
         check_free_udp("relay.listen", address)
 
 
+@pytest.mark.parametrize(("kind", "bind"), KINDS)
+def test_error_tells_the_pids_of_all_holders(hold_address: HoldAddress, kind: str, bind: Bind) -> None:
+    address = Address.from_host("127.0.0.1", free_port(getattr(socket, kind)))
+    pids = {hold_address(address, kind, reuseport=True) for _ in range(2)}
+    with pytest.raises(AddressInUseError) as caught:
+        bind("relay.listen", address)
+    assert caught.value.pids == pids
+    assert all(f"pid {pid} " in str(caught.value) for pid in pids)
+
+
+MODULES = [pytest.param("relay.worker", id="worker"), pytest.param("transceiver.process", id="transceiver")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_process_that_a_dead_supervisor_left_is_named_as_such(hold_address: HoldAddress, module: str) -> None:
+    address = Address.from_host("127.0.0.1", free_port(socket.SOCK_DGRAM))
+    pid = hold_address(address, "SOCK_DGRAM", module=module)
+    with pytest.raises(AddressInUseError) as caught:
+        bind_udp("relay.listen", address)
+    assert f"is taken by pid {pid}, left behind by a relayctl that died (`relayctl start`" in str(
+        caught.value
+    )
+    assert caught.value.pids == {pid}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_process_of_a_living_supervisor_is_named_by_it(hold_address: HoldAddress, module: str) -> None:
+    """It is the supervisor that is to be stopped; who holds the address is the child all the same."""
+    address = Address.from_host("127.0.0.1", free_port(socket.SOCK_DGRAM))
+    supervisor = hold_address(address, "SOCK_DGRAM", module=module, parent="start")
+    with pytest.raises(AddressInUseError) as caught:
+        bind_udp("relay.listen", address)
+    assert f"is taken by relayctl, pid {supervisor} (`relayctl stop`" in str(caught.value)
+    assert caught.value.pids == {child.pid for child in psutil.Process(supervisor).children()}
+
+
+@pytest.mark.parametrize(
+    ("ours", "free"),
+    [
+        pytest.param((), False, id="none is ours"),
+        pytest.param((0,), False, id="one of two is ours"),
+        pytest.param((0, 1), True, id="both are ours"),
+    ],
+)
+def test_address_that_only_our_processes_hold_counts_as_free(
+    hold_address: HoldAddress, ours: tuple[int, ...], free: bool
+) -> None:
+    """Workers that a dead supervisor left behind share their address with their successors."""
+    address = Address.from_host("127.0.0.1", free_port(socket.SOCK_DGRAM))
+    pids = [hold_address(address, "SOCK_DGRAM", reuseport=True) for _ in range(2)]
+    our_pids = {pids[index] for index in ours} | {1}
+    if free:
+        check_free_udp("relay.listen", address, our_pids)
+        bind_udp("relay.listen", address, reuseport=True).close()
+        return
+    with pytest.raises(AddressInUseError) as caught:
+        check_free_udp("relay.listen", address, our_pids)
+    assert caught.value.pids == set(pids)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
 def test_probe_leaves_a_free_address_free(host: str) -> None:
     address = Address.from_host(host, free_port(socket.SOCK_DGRAM, host))
@@ -168,6 +231,13 @@ def test_sockets_do_not_block_and_know_their_address(address: Address) -> None:
             assert bound_address(sock).port > 0
             assert not sock.get_inheritable()
         assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+def test_packets_have_room_while_a_worker_restarts() -> None:
+    """A capped buffer is what the kernel gives without CAP_NET_ADMIN."""
+    wanted = 8 * 1024 * 1024 if os.geteuid() == 0 else int(Path("/proc/sys/net/core/rmem_max").read_text())
+    with closing(bind_udp("x", LOOPBACK)) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= wanted
 
 
 @needs_ipv6

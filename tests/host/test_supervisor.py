@@ -7,134 +7,17 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import host.process
-from host.channel import STREAM_LIMIT, Channel, ChannelError
+from host.channel import STREAM_LIMIT, ChannelError
 from host.errors import OperatorError, StartError
-from host.process import Process, ProcessSpec
-from host.state_dir import StateDir
-from host.supervisor import AdminMethod, Supervisor
+from tests.host.bench import Bench, FakeService, History
 from tests.host.deadline import until
 from tests.host.programs import GOOD, SILENT, Programs
 from wire.admin import encode_message
-
-History = list[tuple[str, ...]]
-Drain = Callable[[float], Awaitable[None]]
-
-
-async def no_drain(timeout_s: float) -> None:
-    """Nothing to wait for."""
-
-
-class FakeService:
-    """Runs tiny programs and writes down what the supervisor asks of it."""
-
-    def __init__(
-        self, name: str, specs: Sequence[ProcessSpec], history: History, drain: Drain = no_drain
-    ) -> None:
-        self.name = name
-        self.processes: Sequence[Process] = ()
-        self.drain_timeouts: list[float] = []
-        self._specs = specs
-        self._history = history
-        self._drain = drain
-
-    def specs(self) -> Sequence[ProcessSpec]:
-        return self._specs
-
-    async def status(self, processes: Sequence[Process]) -> dict[str, Any]:
-        return {"processes": [process.describe() for process in processes]}
-
-    async def drain(self, processes: Sequence[Process], timeout_s: float) -> None:
-        self._note("drain", processes)
-        self.drain_timeouts.append(timeout_s)
-        await self._drain(timeout_s)
-
-    def methods(self, processes: Sequence[Process]) -> dict[str, AdminMethod]:
-        self.processes = processes
-
-        async def ask(method: str = "ping") -> Any:
-            return await processes[0].request(method)
-
-        return {f"ask_{self.name}": ask}
-
-    def close(self) -> None:
-        self._note("close", self.processes)
-
-    def _note(self, step: str, processes: Sequence[Process]) -> None:
-        self._history.append((step, self.name, *(process.state.value for process in processes)))
-
-
-class Bench:
-    """One supervisor with its state directory, run as a task."""
-
-    def __init__(self, directory: Path) -> None:
-        self.state_dir = StateDir(directory)
-        self.running: asyncio.Task[None] | None = None
-        self._services: tuple[FakeService, ...] = ()
-        self._writers: list[asyncio.StreamWriter] = []
-
-    def start(self, *services: FakeService, drain_s: float = 5.0) -> asyncio.Event:
-        """Start the supervisor; the event tells that it is ready."""
-        ready = asyncio.Event()
-        self._services = services
-        supervisor = Supervisor(self.state_dir, services, version="1.2.3", drain_s=drain_s)
-        self.running = asyncio.create_task(supervisor.run(ready.set))
-        return ready
-
-    async def start_and_wait(self, *services: FakeService, drain_s: float = 5.0) -> None:
-        ready = self.start(*services, drain_s=drain_s)
-        await asyncio.wait_for(ready.wait(), 10)
-
-    async def end(self) -> None:
-        """Ask for the end and wait for it."""
-        assert self.running is not None
-        with contextlib.suppress(ChannelError):
-            await self.ask("stop")
-        await asyncio.wait_for(self.running, 10)
-
-    async def ask(self, method: str, **params: Any) -> Any:
-        """One request on a connection of its own."""
-        reader, writer = await self.connect()
-        channel = Channel(reader, writer)
-        serving = asyncio.create_task(channel.run())
-        try:
-            return await channel.request(method, **params)
-        finally:
-            channel.close()
-            await serving
-
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_unix_connection(self.state_dir.admin_socket, limit=STREAM_LIMIT)
-        self._writers.append(writer)
-        return reader, writer
-
-    async def clean_up(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        for service in self._services:
-            for process in service.processes:
-                process._ending.set()  # the programs fixture kills what is left; nothing may start it again
-        if self.running is not None and not self.running.done():
-            self.running.cancel()
-        if self.running is not None:
-            await asyncio.wait({self.running}, timeout=5)
-            if not self.running.cancelled():
-                self.running.exception()  # a test that expects one asks for it
-
-
-@pytest.fixture
-async def bench(tmp_path: Path, programs: Programs) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path / "state")
-    bench.state_dir.create()
-    yield bench
-    await bench.clean_up()
-
 
 # start
 
@@ -229,7 +112,8 @@ async def test_status_tells_of_the_supervisor_and_each_service(bench: Bench, pro
     await bench.start_and_wait(relay, transceivers)
     status = await bench.ask("status")
     assert list(status) == [
-        *("version", "pid", "state", "started_at", "uptime_s", "state_dir", "relay", "transceivers")
+        *("version", "pid", "state", "started_at", "uptime_s", "state_dir", "left_behind"),
+        *("relay", "transceivers"),
     ]
     assert status["version"] == "1.2.3"
     assert status["pid"] == os.getpid()
@@ -320,6 +204,8 @@ async def test_end_is_last_service_first_each_drained_before_it_stops(
     await bench.start_and_wait(relay, transceivers)
     await bench.end()
     assert history == [
+        ("take over", "relay", "ready"),
+        ("take over", "transceivers", "ready", "ready"),
         ("drain", "transceivers", "ready", "ready"),
         ("close", "transceivers", "stopped", "stopped"),
         ("drain", "relay", "ready"),
@@ -366,7 +252,7 @@ async def test_status_says_draining_and_a_second_signal_ends_at_once(
     service = FakeService("relay", [programs.spec(GOOD)], history, endless)
     await bench.start_and_wait(service, drain_s=600)
     os.kill(os.getpid(), signal.SIGTERM)
-    await until(lambda: history, "the drain has begun")
+    await until(lambda: len(history) == 2, "the drain has begun")
     assert (await bench.ask("status"))["state"] == "draining"
     started = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -385,7 +271,7 @@ async def test_second_stop_with_a_shorter_drain_is_heeded(bench: Bench, programs
 
     await bench.start_and_wait(FakeService("relay", [programs.spec(GOOD)], history, drain))
     await bench.ask("stop", drain_s=600)
-    await until(lambda: history, "the drain has begun")
+    await until(lambda: len(history) == 2, "the drain has begun")
     await bench.ask("stop", drain_s=0)
     assert bench.running is not None
     done, _ = await asyncio.wait({bench.running}, timeout=2)
@@ -412,7 +298,7 @@ async def test_drain_that_fails_does_not_spare_the_rest(
     await bench.ask("stop")
     assert bench.running is not None
     await asyncio.wait({bench.running}, timeout=10)
-    assert [step[:2] for step in history] == [
+    assert [step[:2] for step in history[2:]] == [
         ("drain", "transceivers"),
         ("close", "transceivers"),
         ("drain", "relay"),
