@@ -1,7 +1,8 @@
 """A transceiver process: one UDP socket, its sessions, and its share of the HTTP port.
 
-Run by the supervisor as ``python -m transceiver.process FD``, where FD is its control channel. It ends when the channel
-closes, and on SIGTERM after it has ended its calls.
+Run by the supervisor as ``python -m transceiver.process FD``, where FD is its control channel. It ends on SIGTERM, after
+it has ended its calls. When the channel closes, its supervisor has died: then it takes no new calls, and ends with the
+last one that it has.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from host.channel import STREAM_LIMIT, Channel, ChannelError
 from host.log import configure_logging
+from host.privileges import drop_privileges
 from transceiver.backend.echo import EchoBackend
 from transceiver.hub import Hub, HubSettings
 from transceiver.load_board import LoadBoard
@@ -27,12 +29,13 @@ from transceiver.signaling.app import Signaling, SignalingSettings
 from transceiver.signaling.resources import Siblings
 from wire.admin import decode_message_untrusted
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("transceiver.process")
 
 # Connections that one wake-up of the loop may accept: all processes share the listening socket, and the least busy one
 # should get the next call.
 _ACCEPT_BATCH = 1
 _LISTEN_BACKLOG = 512
+_CALLS_POLL_S = 0.5
 
 
 class TransceiverProcess:
@@ -66,30 +69,42 @@ class TransceiverProcess:
             ),
             Siblings(board, settings.siblings_http),
         )
+        self._tls = _tls_context(settings)
         self._ending = asyncio.Event()
 
     async def run(self, channel: Channel) -> None:
-        """Serve until SIGTERM or until the channel closes."""
+        """Serve until SIGTERM, or without a supervisor until the last call ends."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ending.set)
-        serving = asyncio.create_task(channel.run())
-        serving.add_done_callback(lambda task: self._ending.set())
         self._mux.start()
         sweeping = asyncio.create_task(self._hub.sweep())
-        runners = [
-            await self._serve_http(self._signaling.public_app(), self._settings.http_fd, self._tls()),
-            await self._serve_http(self._signaling.internal_app(), self._settings.internal_http_fd, None),
-        ]
+        public = await self._serve_http(self._signaling.public_app(), self._settings.http_fd, self._tls)
+        internal = await self._serve_http(
+            self._signaling.internal_app(), self._settings.internal_http_fd, None
+        )
+        serving = asyncio.create_task(self._serve_supervisor(channel, public))
         self._hub.publish_load()
         channel.send_event("ready")
         await self._ending.wait()
         self._hub.draining = True
         sweeping.cancel()
         await self._hub.close_all("shut down")
-        for runner in runners:
+        for runner in (public, internal):
             await runner.cleanup()
         self._mux.stop()
         channel.close()
         await serving
+
+    async def _serve_supervisor(self, channel: Channel, public: web.AppRunner) -> None:
+        await channel.run()
+        if self._ending.is_set():
+            return
+        logger.warning("the supervisor is gone; calls go on to their end: %d", len(self._hub))
+        self._hub.draining = True
+        # The next supervisor needs the address; what belongs to our calls still comes by the internal one.
+        await public.cleanup()
+        while len(self._hub) and not self._ending.is_set():  # noqa: ASYNC110  # ends with the calls, or by SIGTERM
+            await asyncio.sleep(_CALLS_POLL_S)
+        self._ending.set()
 
     async def answer(self, method: str, params: dict[str, Any]) -> Any:
         """Requests of the supervisor."""
@@ -105,13 +120,6 @@ class TransceiverProcess:
                 return len(self._hub)
         raise ChannelError(f"no method {method!r} in a transceiver")
 
-    def _tls(self) -> ssl.SSLContext | None:
-        if not self._settings.tls_cert:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self._settings.tls_cert, self._settings.tls_key or None)
-        return context
-
     async def _serve_http(self, app: web.Application, fd: int, tls: ssl.SSLContext | None) -> web.AppRunner:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
@@ -119,6 +127,14 @@ class TransceiverProcess:
         await web.SockSite(runner, listener, ssl_context=tls, backlog=_ACCEPT_BATCH).start()
         listener.listen(_LISTEN_BACKLOG)
         return runner
+
+
+def _tls_context(settings: TransceiverSettings) -> ssl.SSLContext | None:
+    if not settings.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    return context
 
 
 class _QuietBadRequests(logging.Filter):
@@ -133,7 +149,9 @@ async def _main(control_fd: int) -> None:
     line = await reader.readline()
     if not line:
         return
-    process = TransceiverProcess(TransceiverSettings.from_message(decode_message_untrusted(line)["settings"]))
+    message = decode_message_untrusted(line)
+    process = TransceiverProcess(TransceiverSettings.from_message(message["settings"]))
+    drop_privileges(message["user"])
     await process.run(Channel(reader, writer, on_request=process.answer))
 
 

@@ -2,22 +2,28 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from host.channel import ChannelError
+from host.errors import AddressInUseError
 from host.process import Process, ProcessSpec
+from host.registry import ProcessRegistry
 from host.sockets import bind_tcp, bind_udp, bound_address
-from host.supervisor import AdminMethod
+from host.supervisor import AdminMethod, ProcessGroup
 from transceiver.config import TransceiverConfig
 from transceiver.load_board import LoadBoard, create_board_fd
 from transceiver.settings import TransceiverSettings
 from wire.address import Address
 from wire.keys import KeyRing
 
+logger = logging.getLogger(__name__)
+
+_MODULE = "transceiver.process"
 _DRAIN_POLL_S = 0.2
 
 
@@ -33,6 +39,8 @@ class TransceiverService:
         vips: tuple[Address, ...],
         keys: KeyRing,
         bearer_token: str,
+        registry: ProcessRegistry,
+        user: str | None = None,
     ) -> None:
         self._config = config
         self._cluster_id = cluster_id
@@ -40,6 +48,8 @@ class TransceiverService:
         self._vips = tuple({vip.family: vip for vip in reversed(vips)}.values())[::-1]
         self._keys = keys
         self._bearer_token = bearer_token
+        self._left_behind = {entry.pid for entry in registry.left_behind if entry.module == _MODULE}
+        self._user = user
         self._sockets: list[tuple[socket.socket, socket.socket]] = []
         self._load_fd = create_board_fd(config.processes)
         self._board = LoadBoard(self._load_fd)
@@ -62,7 +72,8 @@ class TransceiverService:
         return [
             ProcessSpec(
                 name=f"transceiver-{index}",
-                module="transceiver.process",
+                module=_MODULE,
+                user=self._user,
                 fds=(udp.fileno(), self._http.fileno(), internal.fileno(), self._load_fd),
                 settings=self._settings(index).to_message,
                 on_exit=partial(self._board.close_process, index),
@@ -70,7 +81,10 @@ class TransceiverService:
             for index, (udp, internal) in enumerate(self._sockets)
         ]
 
-    async def status(self, processes: Sequence[Process]) -> dict[str, Any]:
+    async def take_over(self) -> None:
+        """Nothing to do: transceivers that were left behind carry their calls to the end, and take no new ones."""
+
+    async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """The signaling address, and each process with its counts."""
         answers = await self._ask(processes, "status")
         return {
@@ -82,14 +96,14 @@ class TransceiverService:
             ],
         }
 
-    async def drain(self, processes: Sequence[Process], timeout_s: float) -> None:
+    async def drain(self, processes: ProcessGroup, timeout_s: float) -> None:
         """Refuse new sessions and wait until the last has ended."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while any(await self._ask(processes, "drain")):  # noqa: ASYNC110  # other processes end the calls
                     await asyncio.sleep(_DRAIN_POLL_S)
 
-    def methods(self, processes: Sequence[Process]) -> dict[str, AdminMethod]:
+    def methods(self, processes: ProcessGroup) -> dict[str, AdminMethod]:
         """``sessions``."""
 
         async def sessions() -> list[dict[str, Any]]:
@@ -114,7 +128,7 @@ class TransceiverService:
                 sock.close()
         self._sockets.clear()
 
-    async def _ask(self, processes: Sequence[Process], method: str) -> list[Any]:
+    async def _ask(self, processes: Iterable[Process], method: str) -> list[Any]:
         """Each process's answer, None from one that is being restarted."""
         answers = await asyncio.gather(*(p.request(method) for p in processes), return_exceptions=True)
         for answer in answers:
@@ -124,12 +138,22 @@ class TransceiverService:
 
     def _make_sockets(self, index: int) -> tuple[socket.socket, socket.socket]:
         base = self._config.listen
-        udp = bind_udp("transceiver.listen", Address(base.host, base.port + index) if base.port else base)
+        udp = self._bind_udp(Address(base.host, base.port + index) if base.port else base)
         try:
             return udp, bind_tcp("transceiver.listen", Address(base.host, 0))
         except BaseException:
             udp.close()
             raise
+
+    def _bind_udp(self, address: Address) -> socket.socket:
+        """Any port where one that was left behind still has calls on this one; hints name whatever port it is."""
+        try:
+            return bind_udp("transceiver.listen", address)
+        except AddressInUseError as error:
+            if not error.pids or not error.pids <= self._left_behind:
+                raise
+            logger.warning("%s still has calls of an earlier start; taking any other port", address)
+            return bind_udp("transceiver.listen", Address(address.host, 0))
 
     def _settings(self, index: int) -> TransceiverSettings:
         udp, internal = self._sockets[index]
