@@ -36,7 +36,10 @@ class FlowKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """One entry. Times are monotonic seconds; ``up`` is client → transceiver."""
+    """One entry. Times are monotonic seconds; ``up`` is client → transceiver.
+
+    ``released``: the transceiver said goodbye. ``stored``: the store that workers share has it.
+    """
 
     key: FlowKey
     transceiver: Address
@@ -49,6 +52,7 @@ class Flow:
     media_down: bool = False
     refused: bool = False
     released: bool = False
+    stored: bool = False
     down_seen_at: float = float("-inf")
     packets_up: int = 0
     bytes_up: int = 0
@@ -59,11 +63,6 @@ class Flow:
 _Flows = OrderedDict[FlowKey, Flow]
 
 
-def source_prefix(host: bytes) -> bytes:
-    """The part of an address that one customer owns: an IPv4 address (/32), an IPv6 /64."""
-    return host if len(host) == 4 else host[:8]
-
-
 class _ProvisionalFlows:
     """Provisional flows, the least recently refreshed first, indexed by source prefix and by ufrag."""
 
@@ -71,20 +70,22 @@ class _ProvisionalFlows:
         self._policy = policy
         # Ordered: taking the oldest of a plain dict walks over every entry that was deleted before it.
         self.flows: _Flows = OrderedDict()
-        self._by_prefix: dict[bytes, _Flows] = {}
+        self._by_prefix: dict[tuple[int, int], _Flows] = {}
         self._by_ufrag: dict[str, _Flows] = {}
 
     def put(self, flow: Flow) -> None:
         """Append as the newest."""
         self.flows[flow.key] = flow
-        self._by_prefix.setdefault(source_prefix(flow.key.client.host), OrderedDict())[flow.key] = flow
+        self._by_prefix.setdefault(self._policy.source_prefix(flow.key.client.host), OrderedDict())[
+            flow.key
+        ] = flow
         self._by_ufrag.setdefault(flow.server_ufrag, OrderedDict())[flow.key] = flow
 
     def pop(self, key: FlowKey) -> Flow | None:
         """Take a flow out of every index."""
         flow = self.flows.pop(key, None)
         if flow is not None:
-            _discard(self._by_prefix, source_prefix(key.client.host), key)
+            _discard(self._by_prefix, self._policy.source_prefix(key.client.host), key)
             _discard(self._by_ufrag, flow.server_ufrag, key)
         return flow
 
@@ -94,7 +95,7 @@ class _ProvisionalFlows:
         groups: tuple[tuple[_Flows, int], ...] = (
             (self._by_ufrag.get(flow.server_ufrag, OrderedDict()), policy.max_addresses_per_ufrag),
             (
-                self._by_prefix.get(source_prefix(flow.key.client.host), OrderedDict()),
+                self._by_prefix.get(policy.source_prefix(flow.key.client.host), OrderedDict()),
                 policy.max_provisional_per_prefix,
             ),
             (self.flows, policy.max_provisional_flows),
@@ -162,6 +163,19 @@ class FlowTable:
         self._provisional.put(flow)
         return evicted
 
+    def insert(self, flow: Flow) -> list[Flow] | None:
+        """Take up a flow of another worker as it is. Returns the flows evicted for it, or None if the table is full."""
+        if flow.assured:
+            return [] if self.assure(flow) else None
+        evicted = self._provisional.make_room(flow)
+        self._provisional.put(flow)
+        return evicted
+
+    def is_over(self, flow: Flow, now: float) -> bool:
+        """Whether the flow has been silent for as long as its kind may be."""
+        life_s = self._policy.assured_s if flow.assured else self._policy.provisional_s
+        return now - flow.last_seen > life_s
+
     def touch(self, flow: Flow, now: float) -> None:
         """Note a packet of the flow."""
         flow.last_seen = now
@@ -173,8 +187,9 @@ class FlowTable:
         """Make a provisional flow assured; False if the table is full."""
         if len(self._assured) >= self._policy.max_assured_flows:
             return False
-        self._provisional.pop(flow.key)
-        flow.assured = True
+        if not flow.assured:
+            self._provisional.pop(flow.key)
+            flow.assured = True
         self._assured[flow.key] = flow
         self._watch(flow, flow.last_seen + self._policy.assured_s)
         return True

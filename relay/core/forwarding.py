@@ -5,7 +5,7 @@ no flow is needed: the SPP header says it all. Verdicts are in ``verdict.py``, f
 """
 
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from relay.core.admission import Admission, RefusedError
 from relay.core.flow_table import Flow, FlowKey, FlowTable
@@ -22,6 +22,8 @@ from wire.stun import StunMessage, parse_stun_untrusted
 MAX_DATAGRAM_BYTES = 2048
 
 _DTLS_ALERT = 21
+# A call sends every 20 ms; a client that others had meanwhile was silent here for longer.
+_FRESH_S = 1.0
 
 _STUN_VERDICTS = {
     WireFault.STUN_MALFORMED: Verdict.DROP_STUN_MALFORMED,
@@ -43,16 +45,30 @@ class Outcome(NamedTuple):
 
 
 class FlowNotice(NamedTuple):
-    """A flow became assured or changed its ufrag (``ended`` false), or is gone: for whoever mirrors flows."""
+    """A flow was made, became assured or changed its ufrag (``ended`` false), or is gone: for whoever mirrors flows."""
 
     flow: Flow
     ended: bool
 
 
-class RelayCore:
-    """One worker's decisions. ``now`` is monotonic seconds; unix time comes with ``handle_timer``."""
+class FlowStore(Protocol):
+    """Flows of all workers of a relay: whoever gets a client's packet goes on from there."""
 
-    def __init__(self, policy: RelayPolicy, keys: KeyRing, *, unix_s: float) -> None:
+    def read(self, key: FlowKey) -> Flow | None:
+        """A new copy of what is stored, or None. Fast, as it is called for packets."""
+        ...
+
+
+class RelayCore:
+    """One worker's decisions. ``now`` is monotonic seconds; unix time comes with ``handle_timer``.
+
+    A flow that the worker does not have, or that was silent for _FRESH_S, is looked up in the ``store``, if there is one:
+    another worker may have made, moved or ended it meanwhile.
+    """
+
+    def __init__(
+        self, policy: RelayPolicy, keys: KeyRing, *, unix_s: float, store: FlowStore | None = None
+    ) -> None:
         self.flows = FlowTable(policy)
         self.events = [0] * len(FlowEvent)
         self._policy = policy
@@ -61,6 +77,7 @@ class RelayCore:
         self._vip_index = {vip.address: index for index, vip in enumerate(policy.vips)}
         self._unix_s = unix_s
         self._notices: deque[FlowNotice] = deque()
+        self._store = store
 
     def receive_from_client(self, datagram: bytes, client: Address, vip_index: int, now: float) -> Outcome:
         """Decide on a packet that came to the VIP of that index."""
@@ -98,7 +115,7 @@ class RelayCore:
             return Outcome(Verdict.DROP_SPP_PROXY)
         if not client.port or client.family != vip.family or not self._rules.may_be_client(client):
             return Outcome(Verdict.DROP_SPP_CLIENT)
-        flow = self.flows.get(FlowKey(client, vip))
+        flow = self._find(FlowKey(client, vip), now)
         if flow is None and self._rules.is_own_host(client.host):
             # On one machine clients share our address; its other services are no business of a transceiver.
             return Outcome(Verdict.DROP_SPP_CLIENT)
@@ -109,9 +126,7 @@ class RelayCore:
     def handle_timer(self, now: float, unix_s: float) -> None:
         """Expire flows; call about once a second."""
         self._unix_s = unix_s
-        for flow in self.flows.expire(now):
-            self.events[FlowEvent.FLOW_EXPIRED] += 1
-            self._note_end(flow)
+        self._note_ends(self.flows.expire(now), FlowEvent.FLOW_EXPIRED)
 
     def adopt(self, key: FlowKey, transceiver: Address, server_ufrag: str, now: float) -> bool:
         """Go on with an assured flow of a worker that ended. False if it is not ours to carry, or there is no room."""
@@ -125,11 +140,11 @@ class RelayCore:
         return True
 
     def next_notice(self) -> FlowNotice | None:
-        """The next change of the assured flows, oldest first, or None."""
+        """The next change of a flow, oldest first, or None."""
         return self._notices.popleft() if self._notices else None
 
     def _receive_stun(self, datagram: bytes, key: FlowKey, now: float) -> Outcome:
-        flow = self.flows.get(key)
+        flow = self._find(key, now)
         try:
             message = parse_stun_untrusted(datagram)
             if not message.is_binding_request:
@@ -141,7 +156,7 @@ class RelayCore:
             # The transceiver checks the integrity; the kernel path does the same with a dead control plane.
             flow.ufrag_seen_at = now
             return self._forward_up(Verdict.FORWARD_STUN, datagram, flow, now)
-        return self._receive_request(datagram, message, server_ufrag, key, now)
+        return self._receive_request(datagram, message, flow, key, now)
 
     def _receive_non_request(self, datagram: bytes, flow: Flow | None, now: float) -> Outcome:
         # Indications and responses have no USERNAME (RFC 8489 section 6.2), so only a flow can tell where they belong.
@@ -150,23 +165,23 @@ class RelayCore:
         return self._forward_up(Verdict.FORWARD_FLOW, datagram, flow, now)
 
     def _receive_request(
-        self, datagram: bytes, message: StunMessage, server_ufrag: str, key: FlowKey, now: float
+        self, datagram: bytes, message: StunMessage, known: Flow | None, key: FlowKey, now: float
     ) -> Outcome:
+        server_ufrag, _ = message.ufrags_untrusted
         try:
             hint = self._admission.admit(datagram, message, server_ufrag, self._unix_s)
         except RefusedError as refused:
             return Outcome(refused.verdict)
-        flow = self._flow_for_request(key, hint.transceiver, server_ufrag, now)
+        flow = self._flow_for_request(known, key, hint.transceiver, server_ufrag, now)
         if flow is None:
             header = encode_header(key.client, key.vip)
             return Outcome(Verdict.FORWARD_STUN, header + datagram, hint.transceiver)
         return self._forward_up(Verdict.FORWARD_STUN, datagram, flow, now)
 
     def _flow_for_request(
-        self, key: FlowKey, transceiver: Address, server_ufrag: str, now: float
+        self, flow: Flow | None, key: FlowKey, transceiver: Address, server_ufrag: str, now: float
     ) -> Flow | None:
         """The flow that an admitted request belongs to; None if another session's assured flow holds the address."""
-        flow = self.flows.get(key)
         if flow is not None and flow.server_ufrag == server_ufrag:
             flow.ufrag_seen_at = now
             return flow
@@ -183,13 +198,47 @@ class RelayCore:
                 self.events[FlowEvent.FLOW_CONTESTED] += 1
                 return None
             self.events[FlowEvent.FLOW_MOVED] += 1
-            self._note_end(flow)
+            self._notices.append(FlowNotice(flow, ended=True))
         self.events[FlowEvent.FLOW_CREATED] += 1
-        self.events[FlowEvent.FLOW_EVICTED] += len(self.flows.create(key, transceiver, server_ufrag, now))
-        return self.flows.get(key)
+        self._note_ends(self.flows.create(key, transceiver, server_ufrag, now), FlowEvent.FLOW_EVICTED)
+        created = self.flows.get(key)
+        assert created is not None  # it has just been made
+        self._notices.append(FlowNotice(created, ended=False))
+        return created
+
+    def _find(self, key: FlowKey, now: float) -> Flow | None:
+        """The flow of a key, here or in the store."""
+        own = self.flows.get(key)
+        if self._store is None or (own is not None and now - own.last_seen < _FRESH_S):
+            return own
+        shared = self._store.read(key)
+        if own is not None:
+            if _is_still_right(own, shared):
+                return own
+            self.flows.remove(key)
+            own.stored = False
+        if shared is None or self.flows.is_over(shared, now):
+            return None
+        evicted = self.flows.insert(shared)
+        if evicted is None:
+            # No room here: then every packet asks the store, and has it told that the flow lives.
+            self._notices.append(FlowNotice(shared, ended=False))
+        else:
+            self._note_ends(evicted, FlowEvent.FLOW_EVICTED)
+        return shared
+
+    def _note_ends(self, flows: list[Flow], event: FlowEvent) -> None:
+        """Count and tell of flows that are gone, but for those that another worker carries on."""
+        for flow in flows:
+            shared = self._store.read(flow.key) if self._store else None
+            if shared is not None and (shared.last_seen > flow.last_seen or not _is_same(shared, flow)):
+                flow.stored = False
+                continue
+            self.events[event] += 1
+            self._notices.append(FlowNotice(flow, ended=True))
 
     def _receive_media(self, datagram: bytes, key: FlowKey, now: float) -> Outcome:
-        flow = self.flows.get(key)
+        flow = self._find(key, now)
         if flow is None:
             return Outcome(Verdict.DROP_UNKNOWN_FLOW)
         flow.media_up = True
@@ -224,6 +273,17 @@ class RelayCore:
             flow.refused = True
             self.events[FlowEvent.FLOW_REFUSED] += 1
 
-    def _note_end(self, flow: Flow) -> None:
-        if flow.assured:
-            self._notices.append(FlowNotice(flow, ended=True))
+
+def _is_still_right(own: Flow, shared: Flow | None) -> bool:
+    """Whether a worker's own copy stands against what is stored: no other worker has moved, ended or used the flow."""
+    if shared is None:
+        return not own.stored
+    return shared.last_seen <= own.last_seen and (not own.stored or _is_same(own, shared))
+
+
+def _is_same(one: Flow, other: Flow) -> bool:
+    return (one.transceiver, one.server_ufrag, one.assured) == (
+        other.transceiver,
+        other.server_ufrag,
+        other.assured,
+    )

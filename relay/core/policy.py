@@ -56,6 +56,9 @@ class RelayPolicy:
     contest_s: how long the old session of an assured flow, its ufrag and its transceiver, must be silent before another
         may take the flow: the longest interval of consent checks (RFC 7675 section 5.1).
     max_*: bounds of the tables, so that a flood costs others nothing.
+    unknown_per_s / unknown_burst: packets of no known flow that XDP hands up from one source: a few calls being set up.
+    heartbeat_timeout_s: the kernel gives a worker without a heartbeat for this long no packets.
+    ipv4_source_bits / ipv6_source_bits: what one source is, for bounds and rates: an IPv4 address, an IPv6 /64.
     """
 
     cluster_id: int
@@ -71,6 +74,17 @@ class RelayPolicy:
     max_provisional_flows: int = 16_384
     max_provisional_per_prefix: int = 1024
     max_addresses_per_ufrag: int = 8
+    unknown_per_s: int = 200
+    unknown_burst: int = 400
+    heartbeat_timeout_s: float = 1.0
+    ipv4_source_bits: int = 32
+    ipv6_source_bits: int = 64
+
+    def source_prefix(self, host: bytes) -> tuple[int, int]:
+        """The part of an address that one customer owns, as (bytes of an address, the prefix as a number)."""
+        length = len(host)
+        bits = self.ipv4_source_bits if length == 4 else self.ipv6_source_bits
+        return length, int.from_bytes(host, "big") >> (length * 8 - bits)
 
 
 class AddressRules:

@@ -1,10 +1,10 @@
-"""A relay core between one client and its fleet, with a clock that the test turns."""
+"""A relay core between one client and its fleet, with a clock that the test turns; and a store of flows in memory."""
 
 from dataclasses import replace
 from typing import Any
 
 from relay.core.flow_table import Flow, FlowKey
-from relay.core.forwarding import FlowNotice, Outcome, RelayCore
+from relay.core.forwarding import FlowNotice, FlowStore, Outcome, RelayCore
 from relay.core.verdict import FlowEvent
 from tests.relay.network import (
     CALL,
@@ -21,12 +21,36 @@ from tests.relay.network import (
 from wire.address import Address
 
 
+class MemoryStore:
+    """Flows of several workers, as the kernel's maps keep them (relay/dataplane/bpf/flow_store.py)."""
+
+    def __init__(self) -> None:
+        self.flows: dict[FlowKey, Flow] = {}
+        self.reads = 0
+
+    def read(self, key: FlowKey) -> Flow | None:
+        self.reads += 1
+        stored = self.flows.get(key)
+        return None if stored is None else replace(stored)
+
+    def write(self, flow: Flow) -> None:
+        flow.stored = True
+        self.flows[flow.key] = replace(flow)
+
+    def note(self, notice: FlowNotice) -> None:
+        if notice.ended:
+            notice.flow.stored = False
+            self.flows.pop(notice.flow.key, None)
+        else:
+            self.write(notice.flow)
+
+
 class Relay:
     """``changes`` are those of the policy."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, store: FlowStore | None = None, **changes: Any) -> None:
         self.policy = replace(POLICY, **changes)
-        self.core = RelayCore(self.policy, KEYS, unix_s=UNIX_S)
+        self.core = RelayCore(self.policy, KEYS, unix_s=UNIX_S, store=store)
         self.now = 1000.0
 
     def client_sends(self, datagram: bytes, client: Address = CLIENT_V4, vip_index: int = 0) -> Outcome:

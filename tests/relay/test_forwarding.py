@@ -4,17 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from relay.core.flow_table import FlowKey
 from relay.core.forwarding import Outcome
 from relay.core.verdict import FlowEvent, Verdict
 from tests.relay.harness import Relay
 from tests.relay.network import (
     BINDING_INDICATION,
     CALL,
-    CALL_V6,
     CLIENT_HELLO,
     CLIENT_V4,
-    CLIENT_V6,
     DTLS_ALERT,
     OTHER_CALL,
     OTHER_CLIENT_V4,
@@ -132,7 +129,9 @@ def test_flow_is_assured_by_more_than_stun_both_ways(packets: list[Packet], assu
         packet(relay)
     assert relay.flow_of().assured is assured
     assert relay.core.flows.assured_count == relay.count(FlowEvent.FLOW_ASSURED) == assured
-    assert relay.told() == ([(CLIENT_V4, CALL.ufrag, False)] if assured else [])
+    assert relay.told() == [(CLIENT_V4, CALL.ufrag, False)] * (
+        1 + assured
+    )  # as it was made, as it was assured
 
 
 def test_downlink_from_another_transceiver_is_delivered_but_is_not_the_flow() -> None:
@@ -239,7 +238,8 @@ def test_reused_address_moves_when_the_old_session_is_over(
     assert relay.client_sends(CLIENT_HELLO).destination == (AWAY if moved else HOME)
     assert relay.count(FlowEvent.FLOW_MOVED) == moved
     assert relay.count(FlowEvent.FLOW_CONTESTED) == (not moved)
-    assert [(notice.flow is old, notice.ended) for notice in relay.notices()] == [(True, True)] * moved
+    told = [(notice.flow is old, notice.ended) for notice in relay.notices()]
+    assert told == ([(True, True), (False, False)] if moved else [])
     assert relay.flow_of().assured is not moved
 
 
@@ -260,9 +260,9 @@ def test_moved_flow_is_assured_anew() -> None:
     relay.client_sends(CLIENT_HELLO)
     relay.transceiver_sends(SERVER_HELLO, AWAY)
     assert relay.told() == [
-        (CLIENT_V4, CALL.ufrag, False),
+        *[(CLIENT_V4, CALL.ufrag, False)] * 2,
         (CLIENT_V4, CALL.ufrag, True),
-        (CLIENT_V4, OTHER_CALL.ufrag, False),
+        *[(CLIENT_V4, OTHER_CALL.ufrag, False)] * 2,
     ]
 
 
@@ -323,14 +323,15 @@ def test_check_of_the_assured_flow_is_not_judged_again() -> None:
     assert relay.client_sends(check(RESTARTED_CALL)).verdict is Verdict.DROP_UFRAG_EXPIRED
 
 
-def test_silent_flows_end_and_assured_ones_are_told_of() -> None:
+def test_silent_flows_end_and_are_told_of() -> None:
     relay = Relay()
     relay.connect()
     relay.client_sends(check(OTHER_CALL), OTHER_CLIENT_V4)
     relay.notices()
     relay.let_pass(10)
     assert relay.find_flow(OTHER_CLIENT_V4) is None
-    assert (relay.count(FlowEvent.FLOW_EXPIRED), relay.told()) == (1, [])
+    assert relay.count(FlowEvent.FLOW_EXPIRED) == 1
+    assert relay.told() == [(OTHER_CLIENT_V4, OTHER_CALL.ufrag, True)]
     relay.let_pass(49.9)
     assert relay.find_flow() is not None
     relay.let_pass(0.1)
@@ -372,7 +373,7 @@ def test_full_table_refuses_a_flow_and_still_carries_it() -> None:
     assert relay.count(FlowEvent.FLOW_REFUSED) == 1
     assert relay.client_sends(RTP, OTHER_CLIENT_V4).destination == AWAY
     assert relay.transceiver_sends(RTP, AWAY, OTHER_CLIENT_V4).destination == OTHER_CLIENT_V4
-    assert [client for client, _, _ in relay.told()] == [CLIENT_V4]
+    assert [client for client, _, _ in relay.told()] == [CLIENT_V4, CLIENT_V4, OTHER_CLIENT_V4]
 
 
 def test_refused_flow_is_counted_once_and_not_its_packets() -> None:
@@ -396,80 +397,19 @@ def test_refused_flow_is_assured_when_there_is_room() -> None:
     assert relay.count(FlowEvent.FLOW_ASSURED) == 2
 
 
-KEY = FlowKey(CLIENT_V4, VIP_V4)
-
-
-def test_adopted_flow_carries_media_at_once_and_is_no_news() -> None:
-    relay = Relay()
-    assert relay.core.adopt(KEY, HOME, CALL.ufrag, relay.now)
-    assert relay.client_sends(RTP).destination == HOME
-    assert relay.flow_of().assured
-    assert relay.count(FlowEvent.FLOW_ADOPTED) == 1
-    assert relay.count(FlowEvent.FLOW_CREATED) == relay.count(FlowEvent.FLOW_ASSURED) == 0
-    assert relay.notices() == []
-    relay.client_sends(check(OTHER_CALL))
-    assert relay.count(FlowEvent.FLOW_CONTESTED) == 1
-    relay.let_pass(60)
-    assert relay.told() == [(CLIENT_V4, CALL.ufrag, True)]
-
-
-@pytest.mark.parametrize("call", [pytest.param(CALL, id="IPv4"), pytest.param(CALL_V6, id="IPv6")])
-def test_both_families_are_adopted(call: Call) -> None:
-    relay = Relay()
-    assert relay.core.adopt(relay.key_of(CLIENT_V6, 1), call.transceiver, call.ufrag, relay.now)
-    assert relay.client_sends(RTP, CLIENT_V6, 1).destination == call.transceiver
-
-
-@pytest.mark.parametrize(
-    ("key", "transceiver"),
-    [
-        pytest.param(FlowKey(CLIENT_V4, Address.parse("203.0.113.12:3478")), HOME, id="foreign VIP"),
-        pytest.param(FlowKey(CLIENT_V4, Address(VIP_V4.host, 3479)), HOME, id="other port of our VIP"),
-        pytest.param(KEY, Address.parse("10.2.0.1:5000"), id="transceiver out of network"),
-    ],
-)
-def test_flow_that_is_not_ours_is_not_adopted(key: FlowKey, transceiver: Address) -> None:
-    relay = Relay()
-    assert not relay.core.adopt(key, transceiver, CALL.ufrag, relay.now)
-    assert len(relay.core.flows) == 0
-    assert sum(relay.core.events) == 0
-
-
-def test_flow_that_is_there_already_is_not_replaced_by_an_adopted_one() -> None:
-    relay = Relay()
-    flow = relay.connect(OTHER_CALL)
-    assert not relay.core.adopt(KEY, HOME, CALL.ufrag, relay.now)
-    assert relay.flow_of() is flow
-    assert relay.count(FlowEvent.FLOW_ADOPTED) == 0
-
-
-def test_full_table_adopts_nothing() -> None:
-    relay = Relay(max_assured_flows=1)
-    assert relay.core.adopt(KEY, HOME, CALL.ufrag, relay.now)
-    assert not relay.core.adopt(FlowKey(OTHER_CLIENT_V4, VIP_V4), AWAY, OTHER_CALL.ufrag, relay.now)
-    assert (relay.core.flows.assured_count, relay.count(FlowEvent.FLOW_ADOPTED)) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    "cap",
-    [
-        pytest.param({"max_assured_flows": 1}, id="assured table full"),
-        pytest.param({"max_provisional_flows": 1}, id="provisional table full"),
-    ],
-)
-def test_every_flow_that_comes_or_goes_by_adoption_is_counted(cap: dict[str, int]) -> None:
-    relay = Relay(**cap)
-    relay.connect()
-    relay.client_sends(check(OTHER_CALL), OTHER_CLIENT_V4)
-    relay.core.adopt(relay.key_of(vip_index=2), HOME, CALL.ufrag, relay.now)
-    came = relay.count(FlowEvent.FLOW_CREATED) + relay.count(FlowEvent.FLOW_ADOPTED)
-    assert len(relay.core.flows) == came - relay.count(FlowEvent.FLOW_EVICTED)
-
-
-def test_oldest_flows_are_evicted_and_counted() -> None:
+def test_oldest_flows_are_evicted_counted_and_told_of() -> None:
     relay = Relay(max_provisional_flows=2)
     for port in (1, 2, 3, 4):
         relay.client_sends(check(CALL), Address(CLIENT_V4.host, port))
     assert [flow.key.client.port for flow in relay.core.flows] == [3, 4]
     assert relay.count(FlowEvent.FLOW_EVICTED) == 2
-    assert relay.notices() == []
+    told = [(client.port, ended) for client, _, ended in relay.told()]
+    assert told == [(1, False), (2, False), (1, True), (3, False), (2, True), (4, False)]
+
+
+def test_flow_that_takes_the_place_of_a_provisional_one_is_told_of_alone() -> None:
+    """Whoever mirrors flows writes the new one over the old one."""
+    relay = Relay()
+    relay.client_sends(check(CALL))
+    relay.client_sends(check(OTHER_CALL))
+    assert relay.told() == [(CLIENT_V4, CALL.ufrag, False), (CLIENT_V4, OTHER_CALL.ufrag, False)]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -146,3 +147,38 @@ def test_network_set_is_what_ipaddress_says(networks: list[IPNetwork], address: 
     for network in networks:
         assert network.network_address.packed in members
         assert network.broadcast_address.packed in members
+
+
+@pytest.mark.parametrize(
+    ("host", "bits", "prefix"),
+    [
+        pytest.param("198.51.100.7", {}, (4, 0xC6336407), id="IPv4 address"),
+        pytest.param("198.51.100.7", {"ipv4_source_bits": 24}, (4, 0xC63364), id="IPv4 /24"),
+        pytest.param("198.51.100.7", {"ipv4_source_bits": 8}, (4, 0xC6), id="IPv4 /8"),
+        pytest.param("198.51.100.7", {"ipv6_source_bits": 16}, (4, 0xC6336407), id="IPv4, whatever IPv6 is"),
+        pytest.param("[2001:db8:1:2:3:4:5:6]", {}, (16, 0x20010DB800010002), id="IPv6 /64"),
+        pytest.param("[2001:db8:1:2::]", {"ipv6_source_bits": 48}, (16, 0x20010DB80001), id="IPv6 /48"),
+        pytest.param("[2001:db8::1]", {"ipv6_source_bits": 128}, (16, (0x20010DB8 << 96) + 1), id="IPv6 /128"),
+        pytest.param("[2001:db8::1]", {"ipv4_source_bits": 8}, (16, 0x20010DB8 << 32), id="IPv6, whatever IPv4 is"),
+    ],
+)  # fmt: skip
+def test_source_prefix_is_what_one_customer_owns(
+    host: str, bits: dict[str, Any], prefix: tuple[int, int]
+) -> None:
+    assert replace(POLICY, **bits).source_prefix(Address.parse(f"{host}:1").host) == prefix
+
+
+@given(ADDRESSES, ADDRESSES, st.integers(8, 32), st.integers(16, 128))
+def test_two_hosts_share_a_source_prefix_if_one_network_has_both(
+    one: Address, other: Address, ipv4_bits: int, ipv6_bits: int
+) -> None:
+    """As the kernel masks them (bpf: settings.ipv4_source_mask, ipv6_source_mask)."""
+    policy = replace(POLICY, ipv4_source_bits=ipv4_bits, ipv6_source_bits=ipv6_bits)
+    hosts = [one.host, other.host, one.host[:-1] + other.host[-1:]]
+    prefixes = [policy.source_prefix(host) for host in hosts]
+    networks = [
+        ip_network((host, ipv4_bits if len(host) == 4 else ipv6_bits), strict=False) for host in hosts
+    ]
+    for a in range(3):
+        for b in range(3):
+            assert (prefixes[a] == prefixes[b]) == (networks[a] == networks[b])
