@@ -7,8 +7,8 @@
 #include "abi.h"
 #include "verdict.h"
 #include "parsing.h"
-#include "hash.h"
 #include "maps.h"
+#include "steering.h"
 
 /* The header of UDP is at 0 for this kind of program. Direct access fails where a packet is in several
  * pieces. */
@@ -41,34 +41,45 @@ static __always_inline int read_addresses(struct sk_reuseport_md *ctx, struct en
 	return 0;
 }
 
+static __always_inline int select_slot(struct sk_reuseport_md *ctx, __u32 group, __u32 slot)
+{
+	__u32 index = group * MAX_SLOTS + slot;
+
+	return !bpf_sk_select_reuseport(ctx, (void *)bpf_pseudo_fd(1, SOCKETS_FD), &index, 0);
+}
+
 /* SK_PASS without a selected socket leaves the choice to the kernel's own hash. */
 int reuseport_select(struct sk_reuseport_md *ctx)
 {
 	struct endpoint client = {}, destination = {};
 	struct settings *settings;
 	struct listener *listener;
-	__u32 zero = 0, place, *steered;
+	__u32 zero = 0;
+	__u64 now;
+	int steered;
 
 	if (read_addresses(ctx, &client, &destination))
 		return SK_PASS;
 	listener = listeners.lookup(&destination);
-	settings = settings_of_relay.lookup(&zero);
+	settings = relay_settings.lookup(&zero);
 	if (!listener || !settings)
 		return SK_PASS;
 	if (listener->side == SIDE_FLEET &&
 	    (bpf_skb_load_bytes((void *)ctx, SPP_CLIENT_HOST, client.host, sizeof(client.host)) ||
 	     bpf_skb_load_bytes((void *)ctx, SPP_CLIENT_PORT, &client.port, sizeof(client.port))))
 		return SK_PASS;
-	place = hash_endpoint(&client, settings->hash_key) % STEERING_SIZE;
-	steered = steering.lookup(&place);
-	if (!steered)
+	steered = find_slot(&client, settings);
+	if (steered < 0)
 		return SK_PASS;
-	/* An empty slot is a worker that is away: the next living one stands in. */
+	/* A slot that is empty, or whose worker hangs: the next living one stands in. */
+	now = bpf_ktime_get_ns();
 	for (__u32 i = 0; i < MAX_SLOTS; i++) {
-		__u32 index = listener->group * MAX_SLOTS + (*steered + i) % MAX_SLOTS;
+		__u32 slot = (steered + i) % MAX_SLOTS;
 
-		if (!bpf_sk_select_reuseport(ctx, (void *)bpf_pseudo_fd(1, SOCKETS_FD), &index, 0))
+		if (find_worker(slot, settings, now) && select_slot(ctx, listener->group, slot))
 			return SK_PASS;
 	}
+	/* None lives: the packet waits for its own worker. */
+	select_slot(ctx, listener->group, steered);
 	return SK_PASS;
 }

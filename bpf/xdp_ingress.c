@@ -9,6 +9,8 @@
 #include "verdict.h"
 #include "parsing.h"
 #include "maps.h"
+#include "steering.h"
+#include "checksum.h"
 
 #define MAX_DATAGRAM_BYTES 2048
 #define STUN_HEADER_BYTES 20
@@ -34,13 +36,6 @@ struct spp_header {
 	__be16 client_port;
 	__be16 proxy_port;
 } __attribute__((packed));
-
-static __always_inline int is_mapped_ipv4(const __u8 host[16])
-{
-	const __u32 *word = (const __u32 *)host;
-
-	return !word[0] && !word[1] && word[2] == htonl(0xffff);
-}
 
 /* The rules of AddressRules.may_be_client, but for our own sockets. */
 static __always_inline int is_martian(const __u8 host[16], int is_ipv4_packet,
@@ -77,7 +72,7 @@ static __always_inline int is_in_fleet(const __u8 host[16])
 	struct network key = {.prefix_length = 128};
 
 	__builtin_memcpy(key.host, host, 16);
-	return !!transceiver_networks.lookup(&key);
+	return !!networks.lookup(&key);
 }
 
 static __always_inline int may_be_client(struct endpoint *client, int is_ipv4_packet,
@@ -91,6 +86,17 @@ static __always_inline int may_be_client(struct endpoint *client, int is_ipv4_pa
 	return !listeners.lookup(client) && !vips.lookup(client);
 }
 
+static __always_inline void mask_source(__u8 masked[16], const __u8 host[16], const struct settings *settings)
+{
+	const __u64 *mask = is_mapped_ipv4(host) ? settings->ipv4_source_mask : settings->ipv6_source_mask;
+	__u64 words[2];
+
+	__builtin_memcpy(words, host, 16);
+	words[0] &= mask[0];
+	words[1] &= mask[1];
+	__builtin_memcpy(masked, words, 16);
+}
+
 /* One packet of no known flow from this source: may it pass? */
 static __always_inline int take_token(const struct endpoint *source, const struct settings *settings,
 				      __u64 now)
@@ -99,10 +105,7 @@ static __always_inline int take_token(const struct endpoint *source, const struc
 	struct bucket *bucket, fresh = {};
 	__u64 tokens;
 
-	/* An IPv4 address, or an IPv6 /64: what one customer has. */
-	__builtin_memcpy(prefix.host, source->host, 8);
-	if (is_mapped_ipv4(source->host))
-		__builtin_memcpy(prefix.host + 8, source->host + 8, 8);
+	mask_source(prefix.host, source->host, settings);
 	bucket = buckets.lookup(&prefix);
 	if (!bucket) {
 		fresh.nano_tokens = (settings->unknown_burst - 1) * NANO;
@@ -170,17 +173,19 @@ static __always_inline enum verdict receive_from_client(struct datagram *datagra
 	key.client = datagram->source;
 	key.vip = datagram->destination;
 	/* Never a known flow: many callers share one CGNAT address. */
-	if (!flows.lookup(&key) && !take_token(&datagram->source, settings, now))
+	if (!flows.lookup(&key) && !provisional.lookup(&key) && !take_token(&datagram->source, settings, now))
 		return DROP_RATE_LIMITED;
 	/* A closed socket would answer with ICMP port unreachable, which ends calls. */
 	return is_worker_alive(settings, now) ? HAND_UP : DROP_NO_WORKER;
 }
 
+/* `client` becomes the one that the packet is for. */
 static __always_inline enum verdict receive_from_fleet(struct datagram *datagram, void *end,
-						       const struct settings *settings)
+						       const struct settings *settings,
+						       struct endpoint *client)
 {
 	struct spp_header *spp = (void *)datagram->payload;
-	struct endpoint client = {}, proxy = {};
+	struct endpoint proxy = {};
 
 	if (!is_in_fleet(datagram->source.host))
 		return DROP_SPP_SOURCE;
@@ -189,47 +194,96 @@ static __always_inline enum verdict receive_from_fleet(struct datagram *datagram
 	if (datagram->payload_length <= SPP_HEADER_BYTES || (void *)(spp + 1) > end ||
 	    spp->magic != htons(SPP_MAGIC))
 		return DROP_SPP_MALFORMED;
-	__builtin_memcpy(client.host, spp->client, 16);
+	__builtin_memcpy(client->host, spp->client, 16);
 	__builtin_memcpy(proxy.host, spp->proxy, 16);
-	client.port = spp->client_port;
+	client->port = spp->client_port;
 	proxy.port = spp->proxy_port;
 	if (!vips.lookup(&proxy))
 		return DROP_SPP_PROXY;
-	if (!client.port || is_mapped_ipv4(client.host) != is_mapped_ipv4(proxy.host) ||
-	    !may_be_client(&client, is_mapped_ipv4(proxy.host), settings))
+	if (!client->port || is_mapped_ipv4(client->host) != is_mapped_ipv4(proxy.host) ||
+	    !may_be_client(client, is_mapped_ipv4(proxy.host), settings))
 		return DROP_SPP_CLIENT;
 	return is_worker_alive(settings, bpf_ktime_get_ns()) ? HAND_UP : DROP_NO_WORKER;
 }
 
-static __always_inline __u32 judge(struct xdp_md *ctx)
+/* `client` becomes the one that the packet is of, or for. */
+static __always_inline __u32 judge(struct xdp_md *ctx, struct datagram *datagram, struct endpoint *client)
 {
 	struct cursor cursor = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
-	struct datagram datagram = {};
 	struct settings *settings;
 	struct listener *listener;
 	__u32 zero = 0;
 
-	if (parse_datagram(&cursor, &datagram))
+	if (parse_datagram(&cursor, datagram))
 		return NOT_OURS;
-	listener = listeners.lookup(&datagram.destination);
-	settings = settings_of_relay.lookup(&zero);
+	listener = listeners.lookup(&datagram->destination);
+	settings = relay_settings.lookup(&zero);
 	if (!listener || !settings)
 		return NOT_OURS;
-	if (datagram.is_malformed)
+	if (datagram->is_malformed)
 		return DROP_MALFORMED;
-	if (datagram.is_fragment)
+	if (datagram->is_fragment)
 		return DROP_FRAGMENT;
 	if (listener->side == SIDE_FLEET)
-		return receive_from_fleet(&datagram, cursor.end, settings);
-	return receive_from_client(&datagram, cursor.end, settings);
+		return receive_from_fleet(datagram, cursor.end, settings, client);
+	*client = datagram->source;
+	return receive_from_client(datagram, cursor.end, settings);
+}
+
+/* The core that this packet should go on at. cpumap drops the mark of a checksum that the sender has left to
+ * its NIC, and then the kernel drops the packet: so only what proves its own checksum may go.
+ */
+static __always_inline enum core_choice choose_core(struct xdp_md *ctx, const struct datagram *datagram,
+						    const struct endpoint *client, __u64 offset,
+						    const struct settings *settings, __u32 *core)
+{
+	__u64 length = datagram->payload_length + sizeof(struct udphdr);
+	int slot = find_slot(client, settings);
+	struct worker *worker;
+
+	make_opaque(length);
+	if (slot < 0)
+		return CORE_UNKNOWN;
+	worker = find_worker(slot, settings, bpf_ktime_get_ns());
+	if (!worker)
+		return CORE_UNKNOWN;
+	*core = worker->core;
+	if (*core == bpf_get_smp_processor_id())
+		return CORE_LOCAL;
+	if (length > MAX_CHECKED_BYTES)
+		return CORE_TOO_LONG;
+	if (!is_checksum_complete(ctx, datagram, offset, length))
+		return CORE_CHECKSUM_INCOMPLETE;
+	return CORE_REDIRECTED;
+}
+
+/* To the sockets: at once, or by way of the worker's core. */
+static __always_inline int hand_up(struct xdp_md *ctx, const struct datagram *datagram,
+				   const struct endpoint *client)
+{
+	/* To the verifier the difference is any number: one state for all kinds of headers. */
+	__u64 offset = (void *)datagram->payload - (void *)(long)ctx->data - sizeof(struct udphdr);
+	__u32 zero = 0, core = 0, choice;
+	struct settings *settings = relay_settings.lookup(&zero);
+
+	if (!settings || !settings->cpumap)
+		return XDP_PASS;
+	choice = choose_core(ctx, datagram, client, offset, settings, &core);
+	/* The answer for a core that is not in the map is the one that is given here. */
+	if (choice == CORE_REDIRECTED && cores.redirect_map(core, XDP_PASS) != XDP_REDIRECT)
+		choice = CORE_UNKNOWN;
+	core_choices.increment(choice);
+	return choice == CORE_REDIRECTED ? XDP_REDIRECT : XDP_PASS;
 }
 
 int xdp_ingress(struct xdp_md *ctx)
 {
-	__u32 verdict = judge(ctx);
+	struct datagram datagram = {};
+	struct endpoint client = {};
+	__u32 verdict = judge(ctx, &datagram, &client);
 
 	if (verdict >= VERDICT_COUNT)
 		return XDP_PASS;
 	verdicts.increment(verdict);
-	return verdict == HAND_UP ? XDP_PASS : XDP_DROP;
+	return verdict == HAND_UP ? hand_up(ctx, &datagram, &client) : XDP_DROP;
 }

@@ -73,6 +73,13 @@ static __always_inline void map_ipv4(__u8 host[16], __be32 address)
 	__builtin_memcpy(host + 12, &address, 4);
 }
 
+static __always_inline int is_mapped_ipv4(const __u8 host[16])
+{
+	const __u32 *word = (const __u32 *)host;
+
+	return !word[0] && !word[1] && word[2] == htonl(0xffff);
+}
+
 /* Options and later fragments are left to the kernel: a later fragment has no ports, and without the first
  * one, which is dropped, it never becomes a packet.
  */

@@ -1,31 +1,43 @@
-"""A worker's counters in memory that it shares with the supervisor, so that a crash loses none."""
+"""A worker's counters in memory that others can read, so that a crash loses none.
+
+The memory is an anonymous file that the supervisor has too, or the worker's page of the kernel's map ``counters``.
+"""
 
 import mmap
 import os
+from collections.abc import Sequence
 
 from relay.core.verdict import FlowEvent, Verdict
 
 _GAUGES = ("bytes_up", "bytes_down", "flows", "assured_flows")
 _EVENTS_AT = len(Verdict)
 _GAUGES_AT = _EVENTS_AT + len(FlowEvent)
-_COUNT = _GAUGES_AT + len(_GAUGES)
+# What is mapped begins and ends with a page.
+_SIZE_BYTES = mmap.PAGESIZE
 
 
 def create_counters_fd() -> int:
     """An anonymous file of zeros for one worker's counters; child processes may inherit it."""
     fd = os.memfd_create("relayctl-counters", os.MFD_CLOEXEC)
-    os.ftruncate(fd, _COUNT * 8)
+    os.ftruncate(fd, _SIZE_BYTES)
     return fd
+
+
+def label_cells(cells: Sequence[int]) -> dict[str, int]:
+    """Names for all cells: verdicts, flow events, gauges."""
+    names = [*(v.label for v in Verdict), *(e.label for e in FlowEvent), *_GAUGES]
+    return dict(zip(names, cells, strict=False))
 
 
 class WorkerCounters:
     """64-bit cells: one a verdict, one a flow event, then ``bytes_up``, ``bytes_down``, ``flows``, ``assured_flows``.
 
-    Only the worker writes. Over a restart the counts go on; the two flow gauges are set anew.
+    Only the worker writes. Over a restart the counts go on; the two flow gauges are set anew. ``page`` is which page of
+    the file, or of the kernel's map, is the worker's.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._memory = mmap.mmap(fd, _COUNT * 8)
+    def __init__(self, fd: int, page: int = 0) -> None:
+        self._memory = mmap.mmap(fd, _SIZE_BYTES, offset=page * _SIZE_BYTES)
         self._cells = memoryview(self._memory).cast("Q")
 
     def count(self, verdict: Verdict, length: int = 0) -> None:

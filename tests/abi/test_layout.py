@@ -1,14 +1,25 @@
 """The ctypes mirror has every field of abi.h at its place; needs a C compiler, and no root."""
 
 import ctypes
+import re
 import subprocess
+from enum import EnumType
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from relay.dataplane.bpf import abi
 
 _INCLUDE = Path(__file__).parents[2] / "bpf" / "include"
+_HEADER = re.sub(r"/\*.*?\*/", "", (_INCLUDE / "abi.h").read_text(), flags=re.DOTALL)
+_CONSTANTS = [
+    *re.findall(r"^#define ([A-Z_]+) \S", _HEADER, flags=re.MULTILINE),
+    *re.findall(r"^\t([A-Z_]+)(?: = \d+)?,$", _HEADER, flags=re.MULTILINE),
+]
+_ENUMS: list[Any] = [
+    kind for kind in vars(abi).values() if isinstance(kind, EnumType) and kind.__module__ == abi.__name__
+]
 
 
 def facts(struct: type[ctypes.Structure]) -> dict[str, tuple[int, int]]:
@@ -29,7 +40,7 @@ def c_facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tup
         for field, *_ in struct._fields_:
             place = f"offsetof(struct {name}, {field}), sizeof(((struct {name} *)0)->{field})"
             lines.append(f'printf("{name} {field} %zu %zu\\n", {place});')
-    for constant in ("ABI_VERSION", "MAX_SLOTS", "MAX_GROUPS", "STEERING_SIZE", "SIDE_PUBLIC", "SIDE_FLEET"):
+    for constant in _CONSTANTS:
         lines.append(f'printf("- {constant} 0 %zu\\n", (size_t){constant});')
     source = directory / "layout.c"
     source.write_text(
@@ -57,9 +68,12 @@ def test_no_struct_has_hidden_padding(name: str) -> None:
 
 
 def test_constants_are_the_same(c_facts: dict[str, dict[str, tuple[int, int]]]) -> None:
-    assert {name: value for name, (_, value) in c_facts["-"].items()} == {
-        name: getattr(abi, name) for name in c_facts["-"]
-    }
+    members = {name: member.value for kind in _ENUMS for name, member in kind.__members__.items()}
+    in_c = {name: value for name, (_, value) in c_facts["-"].items()}
+    assert set(members) <= set(in_c)
+    counts = {"CORE_CHOICE_COUNT": len(abi.CoreChoice)}
+    assert in_c == {name: ({**members, **counts}).get(name, getattr(abi, name, None)) for name in in_c}
+    assert {"ABI_VERSION", "UFRAG_BYTES", "COUNTER_CELLS", "FLOW_IS_RELEASED", "SIDE_FLEET"} <= set(in_c)
 
 
 def test_every_struct_of_the_header_is_mirrored() -> None:

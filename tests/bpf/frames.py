@@ -1,11 +1,14 @@
-"""Ethernet frames as a NIC would deliver them."""
+"""Ethernet frames as a NIC would deliver them, and what the XDP program makes of one."""
 
 import struct
 
+from relay.core.verdict import Verdict
+from relay.dataplane.bpf.programs import RelayPrograms
 from wire.address import Address
 
 _MACS = bytes.fromhex("020000000001 020000000002")
 _ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+_XDP_DROP, _XDP_PASS = 1, 2
 
 
 def udp_frame(
@@ -29,3 +32,14 @@ def udp_frame(
         ip = struct.pack("!BBHHHBBH", 4 << 4 | words, 0, words * 4 + len(udp), 1, fragment, 64, 17, 0)
         ip += source.host + destination.host + ip_options
     return ethernet + ip + udp
+
+
+def judge(programs: RelayPrograms, frame: bytes) -> Verdict | None:
+    """The verdict that one frame was counted under; None if it was the kernel's own business."""
+    before = programs.counts()
+    action, left = programs.run(frame)
+    assert left == frame
+    counted = [verdict for verdict, count in programs.counts().items() if count != before[verdict]]
+    assert action == (_XDP_PASS if counted in ([], [Verdict.HAND_UP]) else _XDP_DROP)
+    assert len(counted) <= 1
+    return counted[0] if counted else None

@@ -3,6 +3,7 @@
 import contextlib
 import selectors
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,10 +13,8 @@ import pytest
 from host.sockets import bind_udp, bound_address, sockaddr
 from relay.core.policy import Vip
 from relay.core.steering import hash_address, maglev_table
-from relay.dataplane.bpf.abi import STEERING_SIZE
-from relay.dataplane.bpf.program import BpfLimits, RelayPrograms
-from tests.bpf.conftest import load
-from tests.relay.network import POLICY
+from relay.dataplane.bpf.abi import STEERING_SIZE, WorkerC
+from tests.bpf.loading import PATIENT, beat, load
 from wire.address import Address
 from wire.spp import encode_header
 
@@ -30,11 +29,12 @@ class Groups:
     """A public and a fleet group of sockets on loopback, steered by the program."""
 
     def __init__(self, slots: int, host: str) -> None:
-        self.programs: RelayPrograms = load(BpfLimits())
+        self.programs = load()
         self.groups = [self._bind_group(slots, host) for _ in (PUBLIC, FLEET)]
         self.addresses = [bound_address(group[0]) for group in self.groups]
         vip = Vip(self.addresses[PUBLIC], self.addresses[PUBLIC])
-        self.programs.configure(replace(POLICY, vips=(vip,)), [self.addresses[FLEET]], KEY)
+        self.programs.configure(replace(PATIENT, vips=(vip,)), [self.addresses[FLEET]], KEY)
+        beat(self.programs, *range(slots))
         for number, group in enumerate(self.groups):
             for slot, sock in enumerate(group):
                 self.programs.fill_slot(number, slot, sock)
@@ -111,30 +111,99 @@ def test_every_packet_of_a_client_meets_one_slot_from_both_sides(host: str) -> N
         groups.close()
 
 
-def test_next_living_slot_stands_in_for_an_empty_one() -> None:
+class Clients:
+    """A client and a transceiver on loopback, and the slot that a packet of each meets."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+        self._sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in (PUBLIC, FLEET)]
+        for sock in self._sockets:
+            sock.bind(("127.0.0.1", 0))
+        self.address = bound_address(self._sockets[PUBLIC])
+        self._selector = selectors.DefaultSelector()
+        for sock in (sock for group in groups.groups for sock in group):
+            self._selector.register(sock, selectors.EVENT_READ)
+
+    def slot_met(self, number: int) -> int:
+        """Send one packet to a group, from the client or, on its behalf, from the transceiver."""
+        destination = self._groups.addresses[number]
+        name = bytes(18)
+        header = encode_header(self.address, self._groups.addresses[PUBLIC]) if number == FLEET else b""
+        self._sockets[number].sendto(header + name, sockaddr(destination))
+        assert self._selector.select(5), "the packet met no slot"
+        (slot,) = self._groups.receive(number).values()
+        return slot
+
+    def close(self) -> None:
+        self._selector.close()
+        for sock in self._sockets:
+            sock.close()
+
+
+@pytest.fixture
+def three() -> Iterator[tuple[Groups, Clients]]:
+    """Three slots with clients, as a relay with three workers."""
     groups = Groups(3, "127.0.0.1")
-    try:
-        groups.programs.steer(range(3))
-        public = groups.addresses[PUBLIC]
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
-            selectors.DefaultSelector() as selector,
-        ):
-            client.bind(("127.0.0.1", 0))
-            for sock in groups.groups[PUBLIC]:
-                selector.register(sock, selectors.EVENT_READ)
-            name = bytes(18)
-            client.sendto(name, sockaddr(public))
-            selector.select(1)
-            (home,) = groups.receive(PUBLIC).values()
-            groups.programs.empty_slot(PUBLIC, home)
-            client.sendto(name, sockaddr(public))
-            selector.select(1)
-            (stand_in,) = groups.receive(PUBLIC).values()
-            assert stand_in == (home + 1) % 3
-            groups.programs.fill_slot(PUBLIC, home, groups.groups[PUBLIC][home])
-            client.sendto(name, sockaddr(public))
-            selector.select(1)
-            assert list(groups.receive(PUBLIC).values()) == [home]
-    finally:
-        groups.close()
+    groups.programs.steer(range(3))
+    clients = Clients(groups)
+    yield groups, clients
+    clients.close()
+    groups.close()
+
+
+BOTH_SIDES = pytest.mark.parametrize("side", [PUBLIC, FLEET], ids=["public", "fleet"])
+
+
+@BOTH_SIDES
+def test_next_living_slot_stands_in_for_an_empty_one(three: tuple[Groups, Clients], side: int) -> None:
+    groups, clients = three
+    home = clients.slot_met(side)
+    groups.programs.empty_slot(side, home)
+    assert clients.slot_met(side) == (home + 1) % 3
+    groups.programs.fill_slot(side, home, groups.groups[side][home])
+    assert clients.slot_met(side) == home
+
+
+@BOTH_SIDES
+def test_next_living_slot_stands_in_for_one_whose_worker_hangs(
+    three: tuple[Groups, Clients], side: int
+) -> None:
+    groups, clients = three
+    home = clients.slot_met(side)
+    following = [(home + 1) % 3, (home + 2) % 3]
+    beat(groups.programs, home, ago_s=3601)
+    assert clients.slot_met(side) == following[0]
+    beat(groups.programs, following[0], ago_s=3601)
+    assert clients.slot_met(side) == following[1]
+    beat(groups.programs, following[0])
+    assert clients.slot_met(side) == following[0]
+    beat(groups.programs, home)
+    assert clients.slot_met(side) == home
+
+
+@BOTH_SIDES
+def test_stand_in_needs_both_a_socket_and_a_heartbeat(three: tuple[Groups, Clients], side: int) -> None:
+    groups, clients = three
+    home = clients.slot_met(side)
+    following = [(home + 1) % 3, (home + 2) % 3]
+    beat(groups.programs, home, ago_s=3601)
+    groups.programs.empty_slot(side, following[0])
+    assert clients.slot_met(side) == following[1]
+
+
+@BOTH_SIDES
+def test_packet_waits_for_its_own_worker_if_none_lives(three: tuple[Groups, Clients], side: int) -> None:
+    groups, clients = three
+    home = clients.slot_met(side)
+    beat(groups.programs, *range(3), ago_s=3601)
+    assert clients.slot_met(side) == home
+
+
+def test_slot_whose_worker_never_beat_is_passed_over(three: tuple[Groups, Clients]) -> None:
+    groups, clients = three
+    home = clients.slot_met(PUBLIC)
+    groups.programs.maps["workers"].put(home, WorkerC())
+    settings = groups.programs.settings()
+    settings.heartbeat_timeout_ns = time.monotonic_ns() // 2
+    groups.programs.maps["settings"].put(0, settings)
+    assert clients.slot_met(PUBLIC) == (home + 1) % 3

@@ -1,20 +1,16 @@
 """One table of packets, two implementations: what XDP drops, the worker would drop for the same reason."""
 
-import time
-
 import pytest
 
 from relay.core.verdict import Verdict
-from relay.dataplane.bpf.program import BpfLimits, RelayPrograms
-from tests.bpf.conftest import load
-from tests.bpf.frames import udp_frame
+from relay.dataplane.bpf.programs import RelayPrograms
+from tests.bpf.frames import judge, udp_frame
 from tests.relay.network import CLIENT_V4, CLIENT_V6, FLEET_SOCKET_V4, FLEET_SOCKET_V6, POLICY, RTP
 from tests.relay.packets import ROWS, PacketRow
 from wire.address import Address
 
 pytestmark = pytest.mark.bpf
 
-XDP_DROP, XDP_PASS = 1, 2
 # What XDP can tell by itself. Everything else needs keys, flows or attributes, and is handed up.
 KERNEL_VERDICTS = {
     Verdict.DROP_MALFORMED,
@@ -29,17 +25,6 @@ KERNEL_VERDICTS = {
     Verdict.DROP_SPP_CLIENT,
 }
 LISTEN_V4, LISTEN_V6 = (vip.listen for vip in POLICY.vips[:2])
-
-
-def judge(xdp: RelayPrograms, frame: bytes) -> Verdict | None:
-    """The verdict that one frame was counted under; None if it was the kernel's own business."""
-    before = xdp.counts()
-    action, left = xdp.run(frame)
-    assert left == frame
-    counted = [verdict for verdict, count in xdp.counts().items() if count != before[verdict]]
-    assert action == (XDP_PASS if counted in ([], [Verdict.HAND_UP]) else XDP_DROP)
-    assert len(counted) <= 1
-    return counted[0] if counted else None
 
 
 def frame_of(row: PacketRow) -> bytes | None:
@@ -122,27 +107,3 @@ _GOOD_V6 = udp_frame(CLIENT_V6, LISTEN_V6, RTP)
 )
 def test_frames_around_the_datagram(xdp: RelayPrograms, frame: bytes, verdict: Verdict | None) -> None:
     assert judge(xdp, frame) is verdict
-
-
-def test_flood_of_one_source_is_limited_and_its_neighbour_is_not() -> None:
-    xdp = load(BpfLimits(unknown_per_s=1, unknown_burst=50, heartbeat_timeout_s=3600))
-    try:
-        verdicts = [judge(xdp, _GOOD) for _ in range(80)]
-        assert verdicts[:50] == [Verdict.HAND_UP] * 50
-        assert verdicts.count(Verdict.DROP_RATE_LIMITED) >= 28
-        neighbour = Address(CLIENT_V4.host[:3] + b"\xee", CLIENT_V4.port)
-        assert judge(xdp, udp_frame(neighbour, LISTEN_V4, RTP)) is Verdict.HAND_UP
-    finally:
-        xdp.close()
-
-
-def test_nothing_is_handed_up_to_dead_workers() -> None:
-    xdp = load(BpfLimits(heartbeat_timeout_s=1.0))
-    try:
-        assert judge(xdp, _GOOD) is Verdict.HAND_UP
-        xdp.beat(time.monotonic_ns() - 1_500_000_000)
-        assert judge(xdp, _GOOD) is Verdict.DROP_NO_WORKER
-        xdp.beat(time.monotonic_ns())
-        assert judge(xdp, _GOOD) is Verdict.HAND_UP
-    finally:
-        xdp.close()

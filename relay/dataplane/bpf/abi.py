@@ -1,15 +1,27 @@
 """The mirror of ``bpf/include/abi.h`` in ctypes; tests/abi compares every field's place and size."""
 
 import ctypes
-from typing import Self
+from enum import IntEnum, IntFlag
+from typing import NamedTuple, Self
 
 from wire.address import Address
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 SIDE_PUBLIC, SIDE_FLEET = 1, 2
 MAX_SLOTS = 64
 MAX_GROUPS = 16
 STEERING_SIZE = 16_381
+UFRAG_BYTES = 64
+COUNTER_CELLS = 512
+
+
+class FlowFlag(IntFlag):
+    """``enum flow_flag``."""
+
+    FLOW_IS_ASSURED = 1
+    FLOW_MEDIA_UP = 2
+    FLOW_MEDIA_DOWN = 4
+    FLOW_IS_RELEASED = 8
 
 
 class Endpoint(ctypes.Structure):
@@ -42,15 +54,16 @@ class FlowC(ctypes.Structure):
 
     _fields_ = (
         ("transceiver", Endpoint),
-        ("is_assured", ctypes.c_uint32),
-        ("ufrag_hash", ctypes.c_uint64),
+        ("flags", ctypes.c_uint32),
         ("created_ns", ctypes.c_uint64),
         ("last_seen_ns", ctypes.c_uint64),
         ("ufrag_seen_ns", ctypes.c_uint64),
+        ("down_seen_ns", ctypes.c_uint64),
         ("packets_up", ctypes.c_uint64),
         ("bytes_up", ctypes.c_uint64),
         ("packets_down", ctypes.c_uint64),
         ("bytes_down", ctypes.c_uint64),
+        ("server_ufrag", ctypes.c_char * UFRAG_BYTES),
     )
 
 
@@ -66,17 +79,55 @@ class Settings(ctypes.Structure):
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
         ("loopback_clients", ctypes.c_uint32),
+        ("build", ctypes.c_uint64),
         ("hash_key", ctypes.c_uint64 * 2),
+        ("ipv4_source_mask", ctypes.c_uint64 * 2),
+        ("ipv6_source_mask", ctypes.c_uint64 * 2),
         ("unknown_per_s", ctypes.c_uint64),
         ("unknown_burst", ctypes.c_uint64),
         ("heartbeat_timeout_ns", ctypes.c_uint64),
+        ("network_namespace", ctypes.c_uint64),
+        ("cpumap", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
     )
+
+
+class CoreChoice(IntEnum):
+    """``enum core_choice``."""
+
+    CORE_REDIRECTED = 0
+    CORE_LOCAL = 1
+    CORE_UNKNOWN = 2
+    CORE_TOO_LONG = 3
+    CORE_CHECKSUM_INCOMPLETE = 4
+
+    @property
+    def label(self) -> str:
+        """Its name for people and metrics."""
+        return self.name.removeprefix("CORE_").lower()
 
 
 class Heartbeat(ctypes.Structure):
     """``struct heartbeat``: CLOCK_MONOTONIC nanoseconds."""
 
     _fields_ = (("beat_ns", ctypes.c_uint64),)
+
+
+class WorkerC(ctypes.Structure):
+    """``struct worker``; ``started_ns`` and ``beat_ns`` are CLOCK_MONOTONIC."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint32),
+        ("core", ctypes.c_uint32),
+        ("started_ns", ctypes.c_uint64),
+        ("beat_ns", ctypes.c_uint64),
+    )
+
+
+class WorkerCountersC(ctypes.Structure):
+    """``struct worker_counters``: see relay/dataplane/counters.py."""
+
+    _fields_ = (("cells", ctypes.c_uint64 * COUNTER_CELLS),)
 
 
 class Bucket(ctypes.Structure):
@@ -104,7 +155,50 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "listener": Listener,
     "settings": Settings,
     "heartbeat": Heartbeat,
+    "worker": WorkerC,
+    "worker_counters": WorkerCountersC,
     "bucket": Bucket,
     "source_prefix": SourcePrefix,
     "network": Network,
 }
+
+
+class MapKind(NamedTuple):
+    """A kind of map: its number and name in linux/bpf.h."""
+
+    number: int
+    name: str
+
+
+HASH, ARRAY, PERCPU_ARRAY = MapKind(1, "hash"), MapKind(2, "array"), MapKind(6, "percpu_array")
+LRU_HASH, LPM_TRIE = MapKind(9, "lru_hash"), MapKind(11, "lpm_trie")
+CPUMAP, REUSEPORT_SOCKARRAY = MapKind(16, "cpumap"), MapKind(20, "reuseport_sockarray")
+
+
+class MapLayout(NamedTuple):
+    """What a map holds. ``symbol`` is its variable in maps.h, empty for the one that BCC cannot make."""
+
+    kind: MapKind
+    key: type[ctypes.Structure] | type[ctypes.c_uint32]
+    value: type[ctypes.Structure] | type[ctypes.c_uint32] | type[ctypes.c_uint64]
+    symbol: str
+
+
+MAPS: dict[str, MapLayout] = {
+    "settings": MapLayout(ARRAY, ctypes.c_uint32, Settings, "relay_settings"),
+    "listeners": MapLayout(HASH, Endpoint, Listener, "listeners"),
+    "vips": MapLayout(HASH, Endpoint, ctypes.c_uint32, "vips"),
+    "networks": MapLayout(LPM_TRIE, Network, ctypes.c_uint32, "networks"),
+    "steering": MapLayout(ARRAY, ctypes.c_uint32, ctypes.c_uint32, "steering"),
+    "sockets": MapLayout(REUSEPORT_SOCKARRAY, ctypes.c_uint32, ctypes.c_uint64, ""),
+    "cores": MapLayout(CPUMAP, ctypes.c_uint32, ctypes.c_uint32, "cores"),
+    "heartbeat": MapLayout(ARRAY, ctypes.c_uint32, Heartbeat, "heartbeat"),
+    "workers": MapLayout(ARRAY, ctypes.c_uint32, WorkerC, "workers"),
+    "counters": MapLayout(ARRAY, ctypes.c_uint32, WorkerCountersC, "counters"),
+    "flows": MapLayout(HASH, FlowKeyC, FlowC, "flows"),
+    "provisional": MapLayout(LRU_HASH, FlowKeyC, FlowC, "provisional"),
+    "buckets": MapLayout(LRU_HASH, SourcePrefix, Bucket, "buckets"),
+    "verdicts": MapLayout(PERCPU_ARRAY, ctypes.c_uint32, ctypes.c_uint64, "verdicts"),
+    "core_choices": MapLayout(PERCPU_ARRAY, ctypes.c_uint32, ctypes.c_uint64, "core_choices"),
+}
+"""Every map by the name of its pin."""

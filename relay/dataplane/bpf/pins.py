@@ -1,0 +1,220 @@
+"""Maps and programs under bpffs, where they outlive their supervisor and the next one finds them.
+
+One directory a state directory, with one pin a map and a program. Loading is: pin all of it in a directory beside, verify,
+rename. Nothing is believed of what is found there: its ABI version and every map's kind and sizes are compared first.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from host.errors import OperatorError
+from relay.dataplane.bpf import syscall
+from relay.dataplane.bpf.abi import ABI_VERSION, MAPS
+from relay.dataplane.bpf.compiler import Loaded, MapSizes, source_digest
+from relay.dataplane.bpf.errors import AbiMismatchError, BpfUnavailableError
+from relay.dataplane.bpf.maps import BpfMap
+from relay.dataplane.bpf.programs import RelayPrograms
+
+BPFFS = Path("/sys/fs/bpf")
+_ROOT = BPFFS / "relayctl"
+_PROGRAMS = ("xdp_ingress", "reuseport_select")
+_MAX_NAME = 100
+
+
+class PinDir:
+    """The pins of one state directory. ``path`` is what an engineer gives to bpftool."""
+
+    def __init__(self, state_dir: Path) -> None:
+        # bpffs allows no dot in a name (bpf_lookup in kernel/bpf/inode.c).
+        name = re.sub(r"[^A-Za-z0-9-]+", "-", str(state_dir).strip("/"))
+        if len(name) > _MAX_NAME or name != str(state_dir).strip("/").replace("/", "-"):
+            # What was replaced or cut must not make two names one.
+            digest = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:8]
+            name = f"{name[-_MAX_NAME:]}-{digest}"
+        self.path = _ROOT / name
+
+    @property
+    def exists(self) -> bool:
+        """Whether something is pinned."""
+        return self.path.is_dir()
+
+    def load(self, sizes: MapSizes) -> RelayPrograms:
+        """Compile, load and pin everything anew. Raises BpfUnavailableError."""
+        _mount_bpffs()
+        fresh = self.path.with_name(f"{self.path.name}_new")
+        shutil.rmtree(fresh, ignore_errors=True)  # left by a start that was killed
+        try:
+            _ROOT.mkdir(mode=0o700, exist_ok=True)
+            fresh.mkdir(mode=0o700)
+        except OSError as error:
+            raise BpfUnavailableError(f"cannot pin maps in {_ROOT} ({error.strerror}); run as root") from None
+        _check_owner(_ROOT)
+        try:
+            programs = RelayPrograms.load(sizes, fresh)
+            syscall.pin(programs.maps["sockets"].fd, str(fresh / "sockets"))
+            _pin_programs(programs, fresh)
+            _check_maps(fresh, {name: bpf_map.fd for name, bpf_map in programs.maps.items()})
+            fresh.rename(self.path)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        return programs
+
+    def adopt(self) -> RelayPrograms:
+        """What is pinned, after every check. Raises AbiMismatchError.
+
+        Programs of another version with the same ABI give way to ours, over the same maps; those that are pinned stay so
+        until ``pin_programs``.
+        """
+        programs = self.open()
+        if programs.settings().build == source_digest():
+            return programs
+        try:
+            # The sizes are those of the maps that are there.
+            return RelayPrograms.load(MapSizes(), self.path, programs.maps["sockets"].fd)
+        finally:
+            programs.close()
+
+    def network_namespace(self) -> int:
+        """The inode of the namespace whose interfaces have the program; 0 if it is not known."""
+        try:
+            programs = self.open()
+        except OperatorError:  # of another version
+            return 0
+        try:
+            return int(programs.settings().network_namespace)
+        finally:
+            programs.close()
+
+    def pin_programs(self, programs: RelayPrograms) -> None:
+        """Pin these programs in place of any others."""
+        _pin_programs(programs, self.path)
+
+    def program_ids(self) -> set[int]:
+        """Ids of the XDP program that is pinned, if there is one."""
+        return {program_id for directory, program_id in pinned_relays() if directory == self.path}
+
+    def open(self) -> RelayPrograms:
+        """What is pinned, unchanged: for inspection and adoption. Raises AbiMismatchError or OperatorError."""
+        for directory in (_ROOT, self.path):
+            _check_owner(directory)
+        with contextlib.ExitStack() as undo:
+            fds = {}
+            for name in (*MAPS, *_PROGRAMS):
+                try:
+                    fds[name] = syscall.open_pin(str(self.path / name))
+                except FileNotFoundError:
+                    self._check_version(fds)
+                    raise AbiMismatchError(f"{self.path} has no {name!r}; {self._way_out()}") from None
+                except OSError as error:
+                    raise OperatorError(
+                        f"cannot open {self.path / name} ({error.strerror}); run as root"
+                    ) from None
+                undo.callback(os.close, fds[name])
+            self._check_version(fds)
+            _check_maps(self.path, {name: fds[name] for name in MAPS}, self._way_out())
+            undo.pop_all()
+        xdp_fd, select_fd = (fds.pop(name) for name in _PROGRAMS)
+        return RelayPrograms(Loaded(xdp_fd, select_fd, fds))
+
+    def remove(self) -> None:
+        """Remove every pin. The kernel frees what nothing else holds."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _ROOT.rmdir()  # not while another relay has pins
+
+    def _check_version(self, fds: dict[str, int]) -> None:
+        """``settings`` begins with the ABI version, whatever follows in it."""
+        if "settings" not in fds:
+            return
+        version = read_abi_version(fds["settings"])
+        # 0: loaded, and never configured
+        if version not in (0, ABI_VERSION):
+            raise AbiMismatchError(
+                f"the data path in {self.path} has ABI version {version}, this relayctl has {ABI_VERSION}; "
+                + self._way_out()
+            )
+
+    def _way_out(self) -> str:
+        return (
+            "stop it with the relayctl that started it, or end its calls with `relayctl bpf unload --force`"
+        )
+
+
+def _pin_programs(programs: RelayPrograms, directory: Path) -> None:
+    for name, fd in zip(_PROGRAMS, (programs.xdp_fd, programs.select_fd), strict=True):
+        beside = directory / f"{name}_new"
+        beside.unlink(missing_ok=True)
+        syscall.pin(fd, str(beside))
+        beside.rename(directory / name)
+
+
+def pinned_relays() -> Iterator[tuple[Path, int]]:
+    """Every relay of this machine that has pins: their directory, and the id of its XDP program."""
+    for pin in sorted(_ROOT.glob("*/xdp_ingress")):
+        with contextlib.suppress(OSError):
+            fd = syscall.open_pin(str(pin))
+            try:
+                yield pin.parent, syscall.program_info(fd).id
+            finally:
+                os.close(fd)
+
+
+def read_abi_version(settings_fd: int) -> int:
+    """The first number in the map of settings, of any version. Raises OSError."""
+    info = syscall.map_info(settings_fd)
+    key, value = ctypes.c_uint32(0), (ctypes.c_uint32 * (info.value_size // 4 + 1))()
+    syscall.MapElements(settings_fd, key, value).lookup()
+    return int(value[0])
+
+
+def _check_maps(directory: Path, fds: dict[str, int], way_out: str = "") -> None:
+    """BCC takes up a pinned map of another size without a word; this does not. Raises AbiMismatchError."""
+    for name, fd in fds.items():
+        found, layout = syscall.map_info(fd), MAPS[name]
+        bpf_map = BpfMap(fd, layout)
+        is_ours = (found.kind, found.key_size, found.value_size) == (
+            layout.kind.number,
+            bpf_map.key_size,
+            bpf_map.value_size,
+        )
+        if not is_ours:
+            raise AbiMismatchError(
+                f"{directory / name} is a map of kind {found.kind} with key and value of {found.key_size} and "
+                f"{found.value_size} bytes; ABI version {ABI_VERSION} has kind {layout.kind.number}, "
+                f"{bpf_map.key_size} and {bpf_map.value_size}; {way_out}"
+            )
+
+
+def _check_owner(directory: Path) -> None:
+    """Everybody may make directories in bpffs; one of theirs is no place for our pins. Raises OperatorError."""
+    try:
+        found = directory.stat()
+    except OSError as error:
+        raise OperatorError(f"cannot read {directory} ({error.strerror}); run as root") from None
+    if found.st_uid != os.geteuid():
+        raise OperatorError(
+            f"{directory} belongs to user id {found.st_uid}; run as root, or remove it if root did not make it"
+        )
+    if found.st_mode & 0o022:
+        raise OperatorError(f"others may write to {directory}; run `chmod 700 {directory}` if it is yours")
+
+
+def _mount_bpffs() -> None:
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    if any(mount[1:3] == [str(BPFFS), "bpf"] for mount in mounts):
+        return
+    mounted = subprocess.run(
+        ["mount", "-t", "bpf", "bpf", str(BPFFS)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        raise BpfUnavailableError(
+            f"{BPFFS} is not mounted and cannot be ({mounted.stderr.strip()}); run `mount -t bpf bpf {BPFFS}` as root"
+        )

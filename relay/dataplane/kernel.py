@@ -1,0 +1,177 @@
+"""The kernel's data path as the supervisor runs it: loaded or adopted, configured, fed with sockets, attached, removed."""
+
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from host.errors import OperatorError
+from relay.core.policy import RelayPolicy
+from relay.core.steering import HashKey
+from relay.dataplane.bpf import links
+from relay.dataplane.bpf.abi import MAX_SLOTS, SIDE_FLEET
+from relay.dataplane.bpf.compiler import MapSizes
+from relay.dataplane.bpf.links import Attachment, XdpMode
+from relay.dataplane.bpf.pins import PinDir
+from relay.dataplane.bpf.programs import listeners_of
+from wire.address import Address
+
+logger = logging.getLogger(__name__)
+
+_WORKERS_MAPS = ("flows", "provisional", "workers", "heartbeat")
+# A silent flow is its worker's to remove; what is left so much later has no worker any more.
+_SWEEP_MARGIN_S = 10.0
+# About 2 ms.
+_SWEPT_AT_ONCE = 1024
+
+
+class KernelDataPath:
+    """Of one relay. Until ``begin`` nothing of a data path that was left behind is touched."""
+
+    def __init__(
+        self,
+        pins: PinDir,
+        interfaces: Sequence[str],
+        modes: tuple[XdpMode, ...],
+        sizes: MapSizes,
+        *,
+        cpumap: bool = False,
+    ) -> None:
+        """cpumap: packets go on at their worker's core, where that is safe. Raises BpfUnavailableError, AbiMismatchError, ForeignProgramError or ConfigError."""
+        self._pins = pins
+        self._interfaces = interfaces
+        self._modes = modes
+        self._cpumap = cpumap
+        self.was_adopted = pins.exists
+        self._has_begun = False
+        self._attachments: list[Attachment] = []
+        self.programs = pins.adopt() if self.was_adopted else pins.load(sizes)
+        try:
+            for interface in interfaces:
+                links.check_interface(interface, self._our_programs())
+            if self.was_adopted:
+                logger.info("adopted the data path in %s", pins.path)
+            else:
+                # Not configured it lets every packet pass; what an interface refuses is better known now.
+                self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def worker_map_fds(self) -> dict[str, int]:
+        """Descriptors of the maps that a worker needs."""
+        return {name: self.programs.maps[name].fd for name in _WORKERS_MAPS}
+
+    @property
+    def counters_fd(self) -> int:
+        """Descriptor of the map with a page of counters for each worker."""
+        return self.programs.maps["counters"].fd
+
+    def fleet_address(self, base: Address) -> Address:
+        """Where to listen for the fleet: where a relay that was left behind does, if any port will do."""
+        for address, (side, _) in self.programs.listeners().items():
+            if not base.port and side == SIDE_FLEET and address.host == base.host:
+                return address
+        return base
+
+    def check_listeners(self, policy: RelayPolicy, fleet_sockets: Sequence[Address]) -> None:
+        """Raises OperatorError if what was left behind serves other addresses than we are told to."""
+        serving, wanted = self.programs.listeners(), listeners_of(policy, fleet_sockets)
+        if serving and serving != wanted:
+            raise OperatorError(
+                f"the data path in {self._pins.path} serves {', '.join(map(str, serving))}, the configuration names "
+                f"{', '.join(map(str, wanted))}; start with the addresses that it has, or end its calls with "
+                "`relayctl stop` first"
+            )
+
+    def begin(
+        self,
+        policy: RelayPolicy,
+        fleet_sockets: Sequence[Address],
+        slots: Iterable[tuple[int, Sequence[socket.socket]]],
+    ) -> None:
+        """Take every packet: configure, give each slot its sockets, steer to these slots alone, attach to interfaces."""
+        # First what can fail: until it is done, whoever serves goes on.
+        if self.was_adopted:
+            self._attach()
+        self._has_begun = True
+        self.programs.configure(policy, fleet_sockets, self._hash_key(), cpumap=self._cpumap)
+        filled = []
+        for slot, sockets in slots:
+            self.fill(slot, sockets)
+            filled.append(slot)
+        self.programs.steer(filled)
+        for key, _ in list(self.programs.maps["sockets"].items()):
+            group, slot = divmod(key.value, MAX_SLOTS)
+            if slot not in filled:
+                self.programs.empty_slot(group, slot)
+
+    def _attach(self) -> None:
+        ours = self._our_programs()
+        try:
+            for interface in self._interfaces:
+                attached = links.attach(interface, self.programs.xdp_fd, self._modes, ours)
+                self._attachments.append(attached)
+                because = f"; {attached.why}" if attached.why else ""
+                logger.info("%s XDP on %s%s", attached.mode, interface, because)
+        finally:
+            # Now that it is on an interface: whoever comes next must know it for ours.
+            self._pins.pin_programs(self.programs)
+        for attachment in links.attachments():
+            if attachment.program_id in ours and attachment.interface not in self._interfaces:
+                links.detach(ours, attachment.interface)
+
+    def use_cores(self, cores: Iterable[int]) -> None:
+        """Say which cores have workers, for the packets that cpumap leads there; those of other cores are let go."""
+        self.programs.use_cores(set(cores) if self._cpumap else set())
+
+    def fill(self, slot: int, sockets: Sequence[socket.socket]) -> None:
+        """Give a slot its sockets, one a group."""
+        for group, sock in enumerate(sockets):
+            self.programs.fill_slot(group, slot, sock)
+
+    def empty(self, slot: int, groups: int) -> None:
+        """Lead the clients of a slot to the next living one."""
+        for group in range(groups):
+            self.programs.empty_slot(group, slot)
+
+    def counts(self) -> dict[str, int]:
+        """Packets that XDP judged, by verdict label."""
+        return {verdict.label: count for verdict, count in self.programs.counts().items()}
+
+    def sweep(self, policy: RelayPolicy) -> Iterator[int]:
+        """Remove flows whose worker died and that no other took up; tells how many, a part of the maps at a time."""
+        for name, life_s in (("flows", policy.assured_s), ("provisional", policy.provisional_s)):
+            flows = self.programs.maps[name]
+            oldest_ns = time.monotonic_ns() - int((life_s + _SWEEP_MARGIN_S) * 1e9)
+            elements = flows.items()
+            while part := list(islice(elements, _SWEPT_AT_ONCE)):
+                yield sum(flows.delete(key) for key, flow in part if flow.last_seen_ns < oldest_ns)
+
+    def describe(self) -> dict[str, Any]:
+        """For ``status``."""
+        return {
+            "pins": str(self._pins.path),
+            "adopted": self.was_adopted,
+            "load_s": round(self.programs.load_s, 3),
+            "interfaces": [attachment._asdict() for attachment in self._attachments],
+        }
+
+    def close(self) -> None:
+        """Detach and remove everything; what another supervisor left is only let go of, if we did not begin."""
+        if self._has_begun or not self.was_adopted:
+            links.detach(self._our_programs())
+            self._pins.remove()
+        self.programs.close()
+
+    def _hash_key(self) -> HashKey:
+        """A new secret, or the one that clients are steered by already."""
+        first, second = self.programs.settings().hash_key
+        return (first, second) if first or second else (secrets.randbits(64), secrets.randbits(64))
+
+    def _our_programs(self) -> set[int]:
+        return self._pins.program_ids() | {self.programs.info()["xdp_ingress"].id}
