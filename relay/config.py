@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Self
 
@@ -10,7 +11,24 @@ from host.errors import ConfigError
 from relay.core.policy import RelayPolicy, Vip
 from wire.address import Address
 
-_MAX_WORKERS = 256
+# Slots of the kernel's table of sockets (bpf/include/abi.h, MAX_SLOTS).
+MAX_WORKERS = 64
+
+
+class DataPlane(StrEnum):
+    """How packets reach the workers. ``auto``: by XDP where interfaces are named and this machine can, else userspace."""
+
+    AUTO = "auto"
+    XDP = "xdp"
+    USERSPACE = "userspace"
+
+
+class XdpChoice(StrEnum):
+    """Where XDP runs. ``auto``: in the driver, or generic where the driver cannot."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    GENERIC = "generic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +40,12 @@ class RelayConfig:
     workers: processes; each is pinned to a core.
     transceiver_networks: where hints may point to and fleet packets may come from.
     max_session_s: oldest ufrag still admitted; a call keeps its ufrag, so this bounds the length of a call.
-    max_assured_flows, max_provisional_flows: sizes of each worker's flow table.
+    max_assured_flows, max_provisional_flows: sizes of each worker's flow table, and of the kernel's for all workers.
+    dataplane: how packets reach the workers. interfaces: where XDP is attached; xdp_mode: where it runs.
+    unknown_per_s, unknown_burst: packets of no known flow that XDP hands up from one source.
+    ipv4_source_bits, ipv6_source_bits: what one source is.
+    cpumap: whether XDP leads packets to their worker's core. Off, as it relieves the
+        core that the NIC interrupts at the cost of the worker's.
     """
 
     vips: tuple[Vip, ...]
@@ -32,6 +55,14 @@ class RelayConfig:
     max_session_s: int
     max_assured_flows: int
     max_provisional_flows: int
+    dataplane: DataPlane
+    interfaces: tuple[str, ...]
+    xdp_mode: XdpChoice
+    unknown_per_s: int
+    unknown_burst: int
+    ipv4_source_bits: int
+    ipv6_source_bits: int
+    cpumap: bool = False
 
     @classmethod
     def from_table(cls, table: ConfigTable, vips: tuple[Vip, ...]) -> Self:
@@ -41,7 +72,7 @@ class RelayConfig:
             vips=vips,
             fleet_listen=table.take_addresses("fleet_listen", ["127.0.0.1:0"]),
             workers=table.take_int(
-                "workers", min(len(os.sched_getaffinity(0)), _MAX_WORKERS), low=1, high=_MAX_WORKERS
+                "workers", min(len(os.sched_getaffinity(0)), MAX_WORKERS), low=1, high=MAX_WORKERS
             ),
             transceiver_networks=table.take_networks("transceiver_networks", ["127.0.0.0/8", "::1/128"]),
             max_session_s=table.take_int("max_session_s", policy.max_session_s, low=60, high=30 * 86400),
@@ -51,6 +82,14 @@ class RelayConfig:
             max_provisional_flows=table.take_int(
                 "max_provisional_flows", policy.max_provisional_flows, low=1, high=1_000_000
             ),
+            dataplane=DataPlane(table.take_choice("dataplane", DataPlane.AUTO, list(DataPlane))),
+            interfaces=table.take_strings("interfaces"),
+            xdp_mode=XdpChoice(table.take_choice("xdp_mode", XdpChoice.AUTO, list(XdpChoice))),
+            unknown_per_s=table.take_int("unknown_per_s", policy.unknown_per_s, low=1, high=1_000_000),
+            unknown_burst=table.take_int("unknown_burst", policy.unknown_burst, low=1, high=1_000_000),
+            ipv4_source_bits=table.take_int("ipv4_source_bits", policy.ipv4_source_bits, low=8, high=32),
+            ipv6_source_bits=table.take_int("ipv6_source_bits", policy.ipv6_source_bits, low=16, high=128),
+            cpumap=table.take("cpumap", bool, False),
         )
         table.finish()
         config._check(table)
@@ -68,6 +107,20 @@ class RelayConfig:
                     table.field("fleet_listen"),
                     f"{address} leaves no port for each of {self.workers} workers",
                 )
+        if len(set(self.interfaces)) != len(self.interfaces):
+            raise ConfigError(table.field("interfaces"), "names an interface twice")
+        if self.dataplane is DataPlane.XDP and not self.interfaces:
+            raise ConfigError(
+                table.field("interfaces"), "is empty; XDP needs --interface, `ip link` lists what there is"
+            )
+        if self.dataplane is DataPlane.USERSPACE and self.interfaces:
+            raise ConfigError(
+                table.field("interfaces"), "are for XDP; leave them out, or choose dataplane xdp or auto"
+            )
+        if self.cpumap and not self.interfaces:
+            raise ConfigError(
+                table.field("cpumap"), "is for XDP; leave it out, or name the network's --interface"
+            )
         if not self.transceiver_networks:
             raise ConfigError(table.field("transceiver_networks"), "is empty, so no call could be routed")
 

@@ -11,22 +11,32 @@ from wire.keys import KeyRing
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """Policy, keys and the inherited file descriptors (``public_fds`` in the order of the policy's VIPs)."""
+    """Policy, keys and the inherited file descriptors.
+
+    slot: the worker's place. public_fds: in the order of the policy's VIPs. counters_page: of the file or map of counters.
+    kernel_maps: maps of the kernel's data path by name, empty without it.
+    """
 
     policy: RelayPolicy
     keys: KeyRing
+    slot: int
     public_fds: tuple[int, ...]
     fleet_fds: tuple[int, ...]
     counters_fd: int
+    counters_page: int
+    kernel_maps: dict[str, int]
 
     def to_message(self) -> dict[str, Any]:
         """The JSON form; it holds secrets and goes over a private socket only."""
         return {
             "policy": _policy_to_message(self.policy),
             "keys": self.keys.to_json(),
+            "slot": self.slot,
             "public_fds": self.public_fds,
             "fleet_fds": self.fleet_fds,
             "counters_fd": self.counters_fd,
+            "counters_page": self.counters_page,
+            "kernel_maps": self.kernel_maps,
         }
 
     @classmethod
@@ -35,9 +45,12 @@ class WorkerSettings:
         return cls(
             policy=_policy_from_message(message["policy"]),
             keys=KeyRing.from_json(message["keys"]),
+            slot=message["slot"],
             public_fds=tuple(message["public_fds"]),
             fleet_fds=tuple(message["fleet_fds"]),
             counters_fd=message["counters_fd"],
+            counters_page=message["counters_page"],
+            kernel_maps=message["kernel_maps"],
         )
 
 

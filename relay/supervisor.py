@@ -1,176 +1,265 @@
-"""The relay as a service of the supervisor: makes the sockets, runs the workers, remembers their flows and counters.
+"""The relay as a service of the supervisor: runs the workers on their slots, grows and shrinks, tells what happens.
 
 Sockets and counters belong to the supervisor and are inherited, so while a worker restarts its packets queue and its
-counts stay. Each worker tells of its assured flows; its successor adopts them before the clients' next checks.
+counts stay. On the kernel's data path a worker that ends gives its slot to another until it is back, and flows are in
+maps that every worker reads; else each worker tells of its assured flows, and its successor adopts them.
 """
 
 import asyncio
-import os
-import socket
+import contextlib
+import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
-from fleet.flow_cache import FlowCache, FlowRecord
+from fleet.flow_cache import FlowRecord
 from host.channel import Channel, ChannelError
+from host.errors import ConfigError
 from host.process import Process, ProcessSpec
-from host.sockets import bind_udp, bound_address, check_free_udp
-from host.supervisor import AdminMethod
-from relay.config import RelayConfig
-from relay.core.policy import RelayPolicy
-from relay.dataplane.counters import WorkerCounters, create_counters_fd
+from host.registry import ProcessRegistry
+from host.sockets import bound_address
+from host.supervisor import AdminMethod, ProcessGroup
+from relay.config import MAX_WORKERS, RelayConfig
+from relay.dataplane.bpf.pins import PinDir
+from relay.dataplane.choice import choose_data_path
+from relay.dataplane.kernel import KernelDataPath
 from relay.settings import WorkerSettings
+from relay.slots import SlotMaker, WorkerSlot
 from wire.address import Address
 from wire.admin import Message
 from wire.keys import KeyRing
 
+logger = logging.getLogger(__name__)
+
+_MODULE = "relay.worker"
 _FLOWS_A_MESSAGE = 500
-
-
-@dataclass
-class _WorkerSlot:
-    """What outlives a worker process: its sockets, counters and the flows to hand on."""
-
-    index: int
-    core: int
-    public: list[socket.socket]
-    fleet: list[socket.socket]
-    flows: FlowCache
-    counters_fd: int = field(default_factory=create_counters_fd)
-
-    def __post_init__(self) -> None:
-        self.counters = WorkerCounters(self.counters_fd)
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        return (*(sock.fileno() for sock in (*self.public, *self.fleet)), self.counters_fd)
-
-    def close(self) -> None:
-        for sock in (*self.public, *self.fleet):
-            sock.close()
-        self.counters.close()
-        os.close(self.counters_fd)
+_SWEEP_INTERVAL_S = 10.0
+# A packet that the kernel gave a socket just before its slot was emptied arrives within this.
+_SETTLE_S = 0.05
 
 
 class RelayService:
-    """See the top of this file. Raises AddressInUseError or ConfigError if a socket cannot be made."""
+    """See the top of this file. Raises OperatorError if data path or sockets cannot be had."""
 
     name = "relay"
 
-    def __init__(self, config: RelayConfig, cluster_id: int, keys: KeyRing) -> None:
+    def __init__(
+        self,
+        config: RelayConfig,
+        cluster_id: int,
+        keys: KeyRing,
+        pins: PinDir,
+        registry: ProcessRegistry,
+        user: str | None = None,
+    ) -> None:
         self._config = config
+        self._cluster_id = cluster_id
         self._keys = keys
-        self._slots: list[_WorkerSlot] = []
-        for vip in config.vips:
-            check_free_udp("relay.listen", vip.listen)
-        cores = sorted(os.sched_getaffinity(0))
+        self._registry = registry
+        self._user = user
+        self._slots: list[WorkerSlot] = []
+        self._is_serving = False
+        self._sweeping: asyncio.Task[None] | None = None
+        self._scaling = asyncio.Lock()
+        left_behind = {entry.pid for entry in registry.left_behind if entry.module == _MODULE}
+        self._kernel, self.reason = choose_data_path(config, pins, is_served=bool(left_behind))
         try:
+            self._maker = SlotMaker(config, self._kernel)
+            self._maker.check_free(left_behind if self._kernel else set())
             for index in range(config.workers):
-                self._slots.append(self._make_slot(index, cores[index % len(cores)]))
+                self._slots.append(self._maker.make(index))
+            self._policy = self._maker.policy(cluster_id, self._slots)
+            if self._kernel is not None:
+                self._kernel.check_listeners(self._policy, self._fleet_addresses())
         except BaseException:
             self.close()
             raise
-        fleet_sockets = {bound_address(sock) for slot in self._slots for sock in slot.fleet}
-        self._policy = RelayPolicy(
-            cluster_id=cluster_id,
-            vips=config.vips,
-            transceiver_networks=config.transceiver_networks,
-            own_sockets=frozenset(fleet_sockets.union(*((v.listen, v.address) for v in config.vips))),
-            max_session_s=config.max_session_s,
-            max_assured_flows=config.max_assured_flows,
-            max_provisional_flows=config.max_provisional_flows,
-        )
+
+    @property
+    def data_path(self) -> str:
+        """``xdp`` or ``userspace``."""
+        return "userspace" if self._kernel is None else "xdp"
 
     def specs(self) -> list[ProcessSpec]:
         """One process a worker slot."""
         return [self._spec(slot) for slot in self._slots]
 
-    async def status(self, processes: Sequence[Process]) -> dict[str, Any]:
+    async def take_over(self) -> None:
+        """Steer packets to the workers, then end those that an earlier supervisor left behind."""
+        self._is_serving = True
+        if self._kernel is None:
+            return
+        slots = [(slot.index, slot.sockets) for slot in self._slots]
+        self._kernel.begin(self._policy, self._fleet_addresses(), slots)
+        self._kernel.use_cores(slot.core for slot in self._slots)
+        self._sweeping = asyncio.create_task(self._sweep(self._kernel))
+        await asyncio.sleep(_SETTLE_S)
+        for entry in await asyncio.to_thread(self._registry.end_left_behind, _MODULE):
+            logger.info("took over from %s, pid %d", entry.name, entry.pid)
+
+    async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """Addresses, workers, and the counters of all workers added up."""
         verdicts, events, gauges = Counter[str](), Counter[str](), Counter[str]()
         workers = []
-        for slot, process in zip(self._slots, processes, strict=True):
+        for slot, process in zip(self._slots, processes, strict=False):
             verdicts.update(slot.counters.verdicts())
             events.update(slot.counters.events())
             own_gauges = slot.counters.gauges()
             gauges.update(own_gauges)
             workers.append(
                 {
+                    "slot": slot.index,
                     **process.describe(),
                     "fleet": [str(bound_address(sock)) for sock in slot.fleet],
                     "packets": sum(slot.counters.verdicts().values()),
                     **own_gauges,
                 }
             )
+        xdp = self._kernel.counts() if self._kernel else {}
+        verdicts.update(xdp)
         return {
-            "dataplane": "userspace",
+            "dataplane": self.data_path,
+            "reason": self.reason,
+            **({"kernel": self._kernel.describe()} if self._kernel else {}),
             "vips": [{"listen": str(v.listen), "vip": str(v.address)} for v in self._config.vips],
             "workers": workers,
             "verdicts": dict(verdicts),
+            "xdp_verdicts": xdp,
             "events": dict(events),
             **gauges,
         }
 
-    async def drain(self, processes: Sequence[Process], timeout_s: float) -> None:
+    async def drain(self, processes: ProcessGroup, timeout_s: float) -> None:
         """Nothing to wait for: workers empty their sockets when they are stopped."""
 
-    def methods(self, processes: Sequence[Process]) -> dict[str, AdminMethod]:
-        """``flows``."""
+    def methods(self, processes: ProcessGroup) -> dict[str, AdminMethod]:
+        """``flows`` and ``scale``."""
 
         async def flows(limit: int = 1000, client: str | None = None) -> list[dict[str, Any]]:
             answers = await asyncio.gather(
                 *(process.request("flows", limit=limit, client=client) for process in processes),
                 return_exceptions=True,
             )
-            listed: list[dict[str, Any]] = []
-            for index, answer in enumerate(answers):
+            listed: dict[tuple[str, str], dict[str, Any]] = {}
+            for slot, answer in zip(self._slots, answers, strict=False):
                 if isinstance(answer, ChannelError):
                     continue  # a worker in back-off has no flows to show
                 if isinstance(answer, BaseException):
                     raise answer
-                listed += [{**flow, "worker": index} for flow in answer]
-            return listed[:limit]
+                for flow in answer:
+                    # Two workers have it for a while where it went from one to the other.
+                    key = flow["client"], flow["vip"]
+                    if key not in listed or flow["idle_s"] < listed[key]["idle_s"]:
+                        listed[key] = {**flow, "worker": slot.index}
+            return list(listed.values())[:limit]
 
-        return {"flows": flows}
+        async def scale(workers: int) -> dict[str, Any]:
+            if type(workers) is not int or not 1 <= workers <= MAX_WORKERS:
+                raise ConfigError("--workers", f"needs to be 1 to {MAX_WORKERS}, not {workers!r}")
+            async with self._scaling:
+                before = len(self._slots)
+                await self._grow(processes, workers)
+                await self._shrink(processes, workers)
+            return {"before": before, "workers": len(self._slots)}
+
+        return {"flows": flows, "scale": scale}
 
     def close(self) -> None:
-        """Close sockets and counters."""
+        """Detach and remove what is in the kernel, close sockets and counters."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        if self._kernel is not None:
+            self._kernel.close()
+            self._kernel = None
         for slot in self._slots:
             slot.close()
         self._slots.clear()
 
-    def _make_slot(self, index: int, core: int) -> _WorkerSlot:
-        def fleet_address(base: Address) -> Address:
-            return Address(base.host, base.port + index) if base.port else base
-
-        public: list[socket.socket] = []
-        fleet: list[socket.socket] = []
+    async def _grow(self, processes: ProcessGroup, workers: int) -> None:
+        """Add slots; clients are led to them once their workers are ready."""
+        indexes = range(len(self._slots), workers)
+        if not indexes:
+            return
+        # Before there is a new socket: from then on the kernel's own choice is another.
+        records = await self._share_flows(processes)
+        added: list[WorkerSlot] = []
         try:
-            for vip in self._config.vips:
-                public.append(bind_udp("relay.listen", vip.listen, reuseport=True))
-            for base in self._config.fleet_listen:
-                fleet.append(bind_udp("relay.fleet_listen", fleet_address(base)))
+            for index in indexes:
+                added.append(self._maker.make(index))
+                for record in records:
+                    added[-1].flows.remember(record)
+            await processes.add([self._spec(slot) for slot in added])
         except BaseException:
-            for sock in (*public, *fleet):
-                sock.close()
+            for slot in added:
+                slot.close()
             raise
-        return _WorkerSlot(index, core, public, fleet, FlowCache(self._config.max_assured_flows))
+        self._slots += added
+        if self._kernel is not None:
+            self._kernel.use_cores(slot.core for slot in self._slots)
+            for slot in added:
+                self._kernel.fill(slot.index, slot.sockets)
+            self._kernel.programs.steer(range(workers))
 
-    def _spec(self, slot: _WorkerSlot) -> ProcessSpec:
+    async def _shrink(self, processes: ProcessGroup, workers: int) -> None:
+        """Lead the clients of the last slots away, then let their workers empty their sockets and end."""
+        leaving, going = self._slots[workers:], list(processes)[workers:]
+        if not leaving:
+            return
+        if self._kernel is not None:
+            self._kernel.programs.steer(range(workers))
+            for slot in leaving:
+                self._kernel.empty(slot.index, len(slot.sockets))
+            await asyncio.sleep(_SETTLE_S)
+        else:
+            await self._share_flows(list(processes)[:workers])
+        # What the supervisor still held open would keep getting packets after the worker has ended.
+        self._slots = self._slots[:workers]
+        for slot in leaving:
+            slot.close_sockets()
+        await processes.remove(going)
+        for slot in leaving:
+            slot.close()
+        if self._kernel is not None:
+            self._kernel.use_cores(slot.core for slot in self._slots)
+
+    async def _share_flows(self, processes: Iterable[Process]) -> list[FlowRecord]:
+        """Tell every worker of all flows, where the kernel does not: with their number it sends most clients elsewhere."""
+        records = [record for slot in self._slots for record in slot.flows.records()]
+        for process in processes:
+            for batch in _batches(records):
+                await process.send("adopt", flows=batch)
+        return records
+
+    async def _sweep(self, kernel: KernelDataPath) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            removed = 0
+            for part in kernel.sweep(self._policy):
+                removed += part
+                await asyncio.sleep(0)
+            if removed:
+                logger.info("removed %d flows that no worker carried on", removed)
+
+    def _fleet_addresses(self) -> list[Address]:
+        return [bound_address(sock) for sock in self._slots[0].fleet]
+
+    def _spec(self, slot: WorkerSlot) -> ProcessSpec:
         def settings() -> dict[str, Any]:
             return WorkerSettings(
-                policy=self._policy,
+                policy=self._maker.policy(self._cluster_id, self._slots),
                 keys=self._keys,
+                slot=slot.index,
                 public_fds=tuple(sock.fileno() for sock in slot.public),
                 fleet_fds=tuple(sock.fileno() for sock in slot.fleet),
                 counters_fd=slot.counters_fd,
+                counters_page=slot.counters_page,
+                kernel_maps=slot.kernel_maps,
             ).to_message()
 
         async def hand_on_flows(channel: Channel) -> None:
-            flows = [record.to_json() for record in slot.flows.records()]
-            for start in range(0, len(flows), _FLOWS_A_MESSAGE):
-                channel.send_event("adopt", flows=flows[start : start + _FLOWS_A_MESSAGE])
+            for batch in _batches(slot.flows.records()):
+                channel.send_event("adopt", flows=batch)
                 await channel.drain()
             channel.send_event("serve")
 
@@ -181,12 +270,30 @@ class RelayService:
             else:
                 slot.flows.forget(record.client, record.vip)
 
+        def lead_away() -> None:
+            if self._kernel is not None and self._is_serving and slot in self._slots:
+                self._kernel.empty(slot.index, len(slot.sockets))
+
+        def lead_back() -> None:
+            if self._kernel is not None and self._is_serving and slot in self._slots:
+                with contextlib.suppress(OSError):
+                    self._kernel.fill(slot.index, slot.sockets)
+
         return ProcessSpec(
             name=f"worker-{slot.index}",
-            module="relay.worker",
+            module=_MODULE,
             fds=slot.fds,
             core=slot.core,
+            user=self._user,
             settings=settings,
             handover=hand_on_flows,
+            on_ready=lead_back,
             on_event=follow_flow,
+            on_exit=lead_away,
         )
+
+
+def _batches(records: list[FlowRecord]) -> Iterable[list[dict[str, str]]]:
+    """In messages far below the longest line of a channel."""
+    flows = [record.to_json() for record in records]
+    return (flows[start : start + _FLOWS_A_MESSAGE] for start in range(0, len(flows), _FLOWS_A_MESSAGE))

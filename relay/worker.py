@@ -1,10 +1,12 @@
 """A relay worker: one process, one loop over its public, fleet and control sockets.
 
 Run by the supervisor as ``python -m relay.worker FD``, where FD is its control channel: settings come on it, then the flows
-of the worker before this one, then the word to serve. It ends when the channel closes, and on SIGTERM after it has
-emptied its sockets.
+of the worker before this one, then the word to serve. It ends on SIGTERM, after it has emptied its sockets. When the
+channel closes it ends too, unless its flows are in the kernel's maps: then it goes on serving until the next supervisor
+has taken its slot over.
 """
 
+import logging
 import os
 import selectors
 import signal
@@ -16,14 +18,22 @@ from typing import Any
 from fleet.flow_cache import FlowRecord
 from host.line_socket import LineSocket
 from host.log import configure_logging
+from host.privileges import drop_privileges
 from relay.core.flow_table import Flow, FlowKey
-from relay.core.forwarding import RelayCore
+from relay.core.forwarding import FlowNotice, RelayCore
+from relay.core.verdict import FlowEvent
+from relay.dataplane.bpf.flow_store import KernelFlowStore
+from relay.dataplane.bpf.heart import Heart
 from relay.dataplane.counters import WorkerCounters
 from relay.dataplane.userspace import UserspaceDataPath
 from relay.settings import WorkerSettings
 from wire.admin import Message
 
-_TICK_S = 1.0
+logger = logging.getLogger("relay.worker")
+
+# Four beats before the kernel takes the worker for dead (BPF: heartbeat_timeout_ns).
+_TICK_S = 0.25
+_DRAIN_S = 1.0
 # Flows a page; a page stays far below the longest line of a channel (wire.admin.MAX_LINE_BYTES).
 MAX_FLOWS_A_PAGE = 5000
 
@@ -36,9 +46,14 @@ class Worker:
     """Glue between the core, the data path and the supervisor."""
 
     def __init__(self, settings: WorkerSettings, control: LineSocket) -> None:
-        self._control = control
-        self._core = RelayCore(settings.policy, settings.keys, unix_s=_unix_s())
-        self._counters = WorkerCounters(settings.counters_fd)
+        self._control: LineSocket | None = control
+        maps = settings.kernel_maps
+        self._store = (
+            KernelFlowStore(maps["flows"], maps["provisional"], settings.policy.vips) if maps else None
+        )
+        self._heart = Heart(maps["workers"], maps["heartbeat"], settings.slot) if maps else None
+        self._core = RelayCore(settings.policy, settings.keys, unix_s=_unix_s(), store=self._store)
+        self._counters = WorkerCounters(settings.counters_fd, settings.counters_page)
         public = [socket.socket(fileno=fd) for fd in settings.public_fds]
         fleet = [socket.socket(fileno=fd) for fd in settings.fleet_fds]
         self._path = UserspaceDataPath(self._core, self._counters, public, fleet)
@@ -55,7 +70,7 @@ class Worker:
         self._draining = False
 
     def adopt(self, records: list[FlowRecord]) -> None:
-        """Go on with the flows of the worker before this one; before ``run``, so that no packet meets an empty table."""
+        """Go on with flows of other workers; those of the one before come before ``run``, so that no packet is lost."""
         now = time.monotonic()
         for record in records:
             key = FlowKey(record.client, record.vip)
@@ -64,17 +79,21 @@ class Worker:
     def run(self) -> None:
         """Serve until told to end."""
         signal.signal(signal.SIGTERM, self._drain)
-        self._control.send({"event": "ready"})
-        control, next_tick = self._control, time.monotonic()
+        self._tick(time.monotonic())
+        if self._control is not None:
+            self._control.send({"event": "ready"})
+        next_tick = time.monotonic() + _TICK_S
         while not self._draining:
             ready = self._selector.select(max(0.0, next_tick - time.monotonic()))
             now = time.monotonic()
             for key, _ in ready:
                 if key.data is not None:
                     self._path.receive(key.data, now)
-                elif key.fileobj is control and not self._receive_control(now):
-                    return
-            self._tell_notices()
+                elif key.fileobj is self._control and not self._receive_control(now):
+                    if self._store is None:
+                        return
+                    self._go_on_alone()
+            self._follow_notices()
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._tick(now)
@@ -86,30 +105,54 @@ class Worker:
     def _empty_sockets(self) -> None:
         now = time.monotonic()
         for sock in self._path.sockets:
-            while self._path.receive(sock, now) and time.monotonic() - now < _TICK_S:
+            while self._path.receive(sock, now) and time.monotonic() - now < _DRAIN_S:
                 pass
+        self._follow_notices()
         self._tick(now)
+
+    def _go_on_alone(self) -> None:
+        logger.warning("the supervisor is gone; serving until the next one takes over (`relayctl start`)")
+        if self._control is not None:
+            self._selector.unregister(self._control)
+            self._control.close()
+            self._control = None
 
     def _tick(self, now: float) -> None:
         self._core.handle_timer(now, _unix_s())
         self._counters.add_events(self._core.events)
         self._counters.set_flows(len(self._core.flows), self._core.flows.assured_count)
-        self._control.flush()
+        if self._heart is not None:
+            self._heart.beat()
+        if self._store is not None:
+            self._store.refresh(self._core.flows, now)
+        if self._control is not None:
+            self._control.flush()
 
-    def _tell_notices(self) -> None:
+    def _follow_notices(self) -> None:
         while (notice := self._core.next_notice()) is not None:
-            flow = notice.flow
+            if self._store is None:
+                self._tell(notice)
+            elif not self._store.note(notice):
+                self._core.events[FlowEvent.FLOW_REFUSED] += 1
+
+    def _tell(self, notice: FlowNotice) -> None:
+        flow = notice.flow
+        if flow.assured and self._control is not None:
             record = FlowRecord(*flow.key, flow.transceiver, flow.server_ufrag)
             event = "flow_ended" if notice.ended else "flow_assured"
             self._control.send({"event": event, "flow": record.to_json()})
 
     def _receive_control(self, now: float) -> bool:
-        messages = self._control.receive()
-        if messages is None:
+        control = self._control
+        messages = control.receive() if control is not None else None
+        if control is None or messages is None:
             return False
         for message in messages:
-            if "method" in message:
-                self._control.send({"id": message["id"], **self._answer(message, now)})
+            match message:
+                case {"method": str()}:
+                    control.send({"id": message["id"], **self._answer(message, now)})
+                case {"event": "adopt"}:
+                    self.adopt([FlowRecord.from_json(flow) for flow in message["flows"]])
         return True
 
     def _answer(self, message: Message, now: float) -> Message:
@@ -138,7 +181,7 @@ def _describe_flow(flow: Flow, now: float) -> dict[str, Any]:
         "client": str(flow.key.client),
         "vip": str(flow.key.vip),
         "transceiver": str(flow.transceiver),
-        "state": "assured" if flow.assured else "provisional",
+        "state": ("released" if flow.released else "assured") if flow.assured else "provisional",
         "age_s": round(now - flow.created_at, 1),
         "idle_s": round(now - flow.last_seen, 1),
         "packets_up": flow.packets_up,
@@ -161,7 +204,9 @@ def main() -> None:
                 case {"event": "configure"}:
                     if message["core"] is not None:
                         os.sched_setaffinity(0, {message["core"]})
-                    worker = Worker(WorkerSettings.from_message(message["settings"]), control)
+                    settings = WorkerSettings.from_message(message["settings"])
+                    worker = Worker(settings, control)
+                    drop_privileges(message["user"])
                 case {"event": "adopt"} if worker is not None:
                     worker.adopt([FlowRecord.from_json(flow) for flow in message["flows"]])
                 case {"event": "serve"} if worker is not None:

@@ -8,8 +8,9 @@ import pytest
 
 from host.config_table import ConfigTable
 from host.errors import ConfigError
-from relay.config import RelayConfig, pair_vips
+from relay.config import MAX_WORKERS, DataPlane, RelayConfig, XdpChoice, pair_vips
 from relay.core.policy import RelayPolicy, Vip
+from relay.dataplane.bpf import abi
 from wire.address import Address
 
 POLICY = RelayPolicy(cluster_id=0, vips=(), transceiver_networks=())
@@ -33,6 +34,13 @@ def test_empty_table_has_the_defaults() -> None:
         max_session_s=POLICY.max_session_s,
         max_assured_flows=POLICY.max_assured_flows,
         max_provisional_flows=POLICY.max_provisional_flows,
+        dataplane=DataPlane.AUTO,
+        interfaces=(),
+        xdp_mode=XdpChoice.AUTO,
+        unknown_per_s=POLICY.unknown_per_s,
+        unknown_burst=POLICY.unknown_burst,
+        ipv4_source_bits=POLICY.ipv4_source_bits,
+        ipv6_source_bits=POLICY.ipv6_source_bits,
     )
 
 
@@ -44,6 +52,13 @@ def test_every_setting_is_taken() -> None:
         max_session_s=60,
         max_assured_flows=1,
         max_provisional_flows=3,
+        dataplane="xdp",
+        interfaces=["eth0", "eth1"],
+        xdp_mode="generic",
+        unknown_per_s=4,
+        unknown_burst=5,
+        ipv4_source_bits=24,
+        ipv6_source_bits=56,
     ) == RelayConfig(
         vips=VIPS,
         fleet_listen=addresses("10.9.0.1:65534", "[fd00:9::1]:7000"),
@@ -52,6 +67,13 @@ def test_every_setting_is_taken() -> None:
         max_session_s=60,
         max_assured_flows=1,
         max_provisional_flows=3,
+        dataplane=DataPlane.XDP,
+        interfaces=("eth0", "eth1"),
+        xdp_mode=XdpChoice.GENERIC,
+        unknown_per_s=4,
+        unknown_burst=5,
+        ipv4_source_bits=24,
+        ipv6_source_bits=56,
     )
 
 
@@ -67,7 +89,7 @@ def test_every_setting_is_taken() -> None:
         pytest.param("fleet_listen", ["10.9.0.1:65535"], id="no port for the second worker"),
         pytest.param("fleet_listen", ["10.9.0.1:1", "[fd00::1]:65535"], id="no IPv6 port for it"),
         pytest.param("workers", 0, id="no worker"),
-        pytest.param("workers", 257, id="too many workers"),
+        pytest.param("workers", 65, id="too many workers"),
         pytest.param("workers", True, id="workers = true"),
         pytest.param("workers", "2", id="workers as text"),
         pytest.param("transceiver_networks", [], id="no transceiver network"),
@@ -79,6 +101,20 @@ def test_every_setting_is_taken() -> None:
         pytest.param("max_assured_flows", 10_000_001, id="too many assured flows"),
         pytest.param("max_provisional_flows", 0, id="no provisional flow"),
         pytest.param("max_provisional_flows", 1_000_001, id="too many provisional flows"),
+        pytest.param("dataplane", "dpdk", id="unknown data path"),
+        pytest.param("dataplane", "XDP", id="data path in capitals"),
+        pytest.param("xdp_mode", "offload", id="unknown XDP mode"),
+        pytest.param("xdp_mode", True, id="XDP mode is no text"),
+        pytest.param("interfaces", "eth0", id="interfaces are no list"),
+        pytest.param("interfaces", ["eth0", "eth1", "eth0"], id="interface named twice"),
+        pytest.param("unknown_per_s", 0, id="no unknown packet"),
+        pytest.param("unknown_per_s", 1_000_001, id="too many unknown packets"),
+        pytest.param("unknown_burst", 0, id="no burst"),
+        pytest.param("unknown_burst", 1_000_001, id="burst too large"),
+        pytest.param("ipv4_source_bits", 7, id="half of IPv4 is no source"),
+        pytest.param("ipv4_source_bits", 33, id="more bits than IPv4 has"),
+        pytest.param("ipv6_source_bits", 15, id="the IPv6 Internet is no source"),
+        pytest.param("ipv6_source_bits", 129, id="more bits than IPv6 has"),
         pytest.param("max_provisional_flow", 1, id="misspelt"),
     ],
 )
@@ -88,11 +124,59 @@ def test_setting_that_cannot_be_used_is_named(field: str, value: Any) -> None:
     assert refused.value.field == f"relay.{field}"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("workers", MAX_WORKERS),
+        ("unknown_per_s", 1),
+        ("unknown_per_s", 1_000_000),
+        ("unknown_burst", 1_000_000),
+        ("ipv4_source_bits", 8),
+        ("ipv4_source_bits", 32),
+        ("ipv6_source_bits", 16),
+        ("ipv6_source_bits", 128),
+    ],
+)
+def test_bounds_themselves_are_taken(field: str, value: int) -> None:
+    assert getattr(config_of(**{field: value}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("dataplane", "interfaces", "words"),
+    [
+        pytest.param("auto", [], None, id="auto without an interface: userspace"),
+        pytest.param("auto", ["eth0"], None, id="auto"),
+        pytest.param("xdp", ["eth0"], None, id="XDP"),
+        pytest.param("userspace", [], None, id="userspace"),
+        pytest.param("xdp", [], "is empty; XDP needs --interface, `ip link` lists", id="XDP on no interface"),
+        pytest.param("userspace", ["eth0"], "leave them out, or choose dataplane", id="nothing to attach"),
+    ],
+)
+def test_interfaces_go_with_the_data_path(dataplane: str, interfaces: list[str], words: str | None) -> None:
+    if words is None:
+        assert config_of(dataplane=dataplane, interfaces=interfaces).dataplane == dataplane
+        return
+    with pytest.raises(ConfigError, match=words) as refused:
+        config_of(dataplane=dataplane, interfaces=interfaces)
+    assert refused.value.field == "relay.interfaces"
+
+
+def test_worker_of_every_number_has_a_slot_in_the_kernel() -> None:
+    assert MAX_WORKERS == abi.MAX_SLOTS
+
+
+def test_machine_with_many_cores_starts_no_more_workers_than_there_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(128)))
+    assert config_of().workers == MAX_WORKERS
+
+
 def test_fleet_ports_of_all_workers_fit() -> None:
-    assert config_of(workers=256, fleet_listen=["10.9.0.1:65280"]).workers == 256
-    assert config_of(workers=256, fleet_listen=["10.9.0.1:0"]).workers == 256
-    with pytest.raises(ConfigError, match=r"65281.*256 workers"):
-        config_of(workers=256, fleet_listen=["10.9.0.1:65281"])
+    assert config_of(workers=64, fleet_listen=["10.9.0.1:65472"]).workers == 64
+    assert config_of(workers=64, fleet_listen=["10.9.0.1:0"]).workers == 64
+    with pytest.raises(ConfigError, match=r"65473.*64 workers"):
+        config_of(workers=64, fleet_listen=["10.9.0.1:65473"])
 
 
 def test_listen_and_vip_pair_up_in_order() -> None:

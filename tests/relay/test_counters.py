@@ -1,11 +1,14 @@
 """Counters: each its own cell, shared by two processes, kept over a restart."""
 
+import ctypes
+import mmap
 import os
 from collections.abc import Iterator
 
 import pytest
 
 from relay.core.verdict import EVENT_MEANINGS, MEANINGS, FlowEvent, Verdict
+from relay.dataplane.bpf.abi import COUNTER_CELLS, WorkerCountersC
 from relay.dataplane.counters import WorkerCounters, create_counters_fd
 
 GAUGES = ("bytes_up", "bytes_down", "flows", "assured_flows")
@@ -82,6 +85,27 @@ def test_supervisor_sees_what_a_worker_counts_and_its_successor_goes_on(
         assert worker.verdicts() == counters.verdicts()
         worker.close()
     assert counters.verdicts()["drop_martian"] == 2
+
+
+def test_each_worker_has_a_page_of_one_memory() -> None:
+    """As in the kernel's map, of which each worker's part is one page."""
+    fd = os.memfd_create("counters")
+    os.ftruncate(fd, 3 * mmap.PAGESIZE)
+    pages = [WorkerCounters(fd, page) for page in range(3)]
+    for page, counters in enumerate(pages):
+        for _ in range(page + 1):
+            counters.count(Verdict.DROP_MARTIAN)
+        counters.set_flows(10 + page, page)
+    assert [counters.verdicts()["drop_martian"] for counters in pages] == [1, 2, 3]
+    assert [counters.gauges()["flows"] for counters in pages] == [10, 11, 12]
+    for counters in pages:
+        counters.close()
+    os.close(fd)
+
+
+def test_every_counter_has_room_in_the_kernel_s_cells() -> None:
+    assert len(Verdict) + len(FlowEvent) + len(GAUGES) <= COUNTER_CELLS
+    assert ctypes.sizeof(WorkerCountersC) == mmap.PAGESIZE
 
 
 def test_every_outcome_has_a_meaning_for_operators() -> None:

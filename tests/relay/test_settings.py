@@ -1,6 +1,6 @@
 """What crosses the channel from the supervisor to a worker arrives as it was."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from ipaddress import ip_network
 
 import pytest
@@ -24,6 +24,11 @@ EVERYTHING_ELSE = RelayPolicy(
     max_provisional_flows=67,
     max_provisional_per_prefix=68,
     max_addresses_per_ufrag=69,
+    unknown_per_s=70,
+    unknown_burst=71,
+    heartbeat_timeout_s=7.2,
+    ipv4_source_bits=23,
+    ipv6_source_bits=74,
 )
 BARE = RelayPolicy(cluster_id=0, vips=(), transceiver_networks=())
 
@@ -42,13 +47,20 @@ def crossed(settings: WorkerSettings) -> WorkerSettings:
 )
 def test_settings_cross_the_channel(policy: RelayPolicy) -> None:
     settings = WorkerSettings(
-        policy=policy, keys=KEYS, public_fds=(9, 3, 7), fleet_fds=(5, 4), counters_fd=11
+        policy=policy,
+        keys=KEYS,
+        slot=63,
+        public_fds=(9, 3, 7),
+        fleet_fds=(5, 4),
+        counters_fd=11,
+        counters_page=12,
+        kernel_maps={"flows": 13, "heartbeat": 14},
     )
     arrived = crossed(settings)
     assert arrived.policy == policy
     assert hash(arrived.policy) == hash(policy)  # tuples and sets again, not lists
     assert arrived.keys.to_json() == KEYS.to_json()
-    assert (arrived.public_fds, arrived.fleet_fds, arrived.counters_fd) == ((9, 3, 7), (5, 4), 11)
+    assert replace(arrived, keys=KEYS) == settings
 
 
 def test_the_settings_above_leave_nothing_at_its_default() -> None:

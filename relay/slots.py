@@ -1,0 +1,123 @@
+"""What outlives a worker process: its sockets, counters and place, made and kept by the supervisor."""
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fleet.flow_cache import FlowCache
+from host.sockets import bind_udp, bound_address, check_free_udp
+from relay.config import RelayConfig
+from relay.core.policy import RelayPolicy
+from relay.dataplane.counters import WorkerCounters, create_counters_fd
+from relay.dataplane.kernel import KernelDataPath
+from wire.address import Address
+
+
+@dataclass
+class WorkerSlot:
+    """One worker's. ``flows`` is what its successor goes on with, where the kernel does not keep them."""
+
+    index: int
+    core: int
+    public: list[socket.socket]
+    fleet: list[socket.socket]
+    flows: FlowCache
+    counters_fd: int
+    counters_page: int
+    kernel_maps: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.counters = WorkerCounters(self.counters_fd, self.counters_page)
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """One a group: the public ones in the order of the VIPs, then the fleet's."""
+        return (*self.public, *self.fleet)
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What the worker inherits."""
+        return (*(sock.fileno() for sock in self.sockets), self.counters_fd, *self.kernel_maps.values())
+
+    def close_sockets(self) -> None:
+        """Leave the sockets to the worker alone: they are gone with it."""
+        for sock in self.sockets:
+            sock.close()
+
+    def close(self) -> None:
+        """Close sockets and counters; the map of counters is the data path's."""
+        self.close_sockets()
+        self.counters.close()
+        if not self.kernel_maps:
+            os.close(self.counters_fd)
+
+
+class SlotMaker:
+    """Makes slots of one relay: with a fleet port each, or, where the kernel steers, one that all share."""
+
+    def __init__(self, config: RelayConfig, kernel: KernelDataPath | None) -> None:
+        self._config = config
+        self._kernel = kernel
+        self._cores = sorted(os.sched_getaffinity(0))
+        # The port that the first slot was given, for the others.
+        self._shared_fleet: list[Address] = (
+            [kernel.fleet_address(base) for base in config.fleet_listen] if kernel else []
+        )
+
+    def check_free(self, our_pids: set[int]) -> None:
+        """Raises AddressInUseError if others than these processes hold an address that is to be shared."""
+        for vip in self._config.vips:
+            check_free_udp("relay.listen", vip.listen, our_pids)
+        for address in self._shared_fleet:
+            check_free_udp("relay.fleet_listen", address, our_pids)
+
+    def make(self, index: int) -> WorkerSlot:
+        """Raises AddressInUseError or ConfigError."""
+        sockets: list[socket.socket] = []
+        try:
+            for vip in self._config.vips:
+                sockets.append(bind_udp("relay.listen", vip.listen, reuseport=True))
+            for address in self._fleet_addresses(index):
+                sockets.append(bind_udp("relay.fleet_listen", address, reuseport=self._kernel is not None))
+            if self._kernel is not None:
+                self._shared_fleet = [bound_address(sock) for sock in sockets[len(self._config.vips) :]]
+            return WorkerSlot(
+                index=index,
+                core=self._cores[index % len(self._cores)],
+                public=sockets[: len(self._config.vips)],
+                fleet=sockets[len(self._config.vips) :],
+                flows=FlowCache(self._config.max_assured_flows),
+                counters_fd=self._kernel.counters_fd if self._kernel else create_counters_fd(),
+                counters_page=index if self._kernel else 0,
+                kernel_maps=self._kernel.worker_map_fds if self._kernel else {},
+            )
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+
+    def policy(self, cluster_id: int, slots: list[WorkerSlot]) -> RelayPolicy:
+        """The settings of every worker's decisions, with the sockets of these slots as our own."""
+        config = self._config
+        fleet_sockets = {bound_address(sock) for slot in slots for sock in slot.fleet}
+        return RelayPolicy(
+            cluster_id=cluster_id,
+            vips=config.vips,
+            transceiver_networks=config.transceiver_networks,
+            own_sockets=frozenset(fleet_sockets.union(*((v.listen, v.address) for v in config.vips))),
+            max_session_s=config.max_session_s,
+            max_assured_flows=config.max_assured_flows,
+            max_provisional_flows=config.max_provisional_flows,
+            unknown_per_s=config.unknown_per_s,
+            unknown_burst=config.unknown_burst,
+            ipv4_source_bits=config.ipv4_source_bits,
+            ipv6_source_bits=config.ipv6_source_bits,
+        )
+
+    def _fleet_addresses(self, index: int) -> Iterator[Address]:
+        if self._kernel is not None:
+            yield from self._shared_fleet
+            return
+        for base in self._config.fleet_listen:
+            yield Address(base.host, base.port + index) if base.port else base
