@@ -5,15 +5,16 @@ from typing import Any
 
 from host.errors import NotRunningError
 from host.line_socket import LineSocket
+from host.registry import ProcessRegistry
 from host.state_dir import StateDir
 
 _TIMEOUT_S = 10.0
 
 
-def ask(state_dir: StateDir, method: str, **params: Any) -> Any:
+def ask(state_dir: StateDir, method: str, *, timeout_s: float = _TIMEOUT_S, **params: Any) -> Any:
     """The result of a method of the running supervisor. Raises NotRunningError or ChannelError."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_TIMEOUT_S)
+        sock.settimeout(timeout_s)
         try:
             sock.connect(str(state_dir.admin_socket))
         except PermissionError:
@@ -21,7 +22,18 @@ def ask(state_dir: StateDir, method: str, **params: Any) -> Any:
                 f"{state_dir.admin_socket} belongs to another user; run as that user"
             ) from None
         except OSError:
+            if left_behind := describe_left_behind(state_dir):
+                raise NotRunningError(
+                    f"the supervisor of {state_dir.path} is dead, but {left_behind} go on; `relayctl start` takes over, "
+                    "`relayctl stop` ends them; `maps`, `workers` and `drops` show them"
+                ) from None
             raise NotRunningError(
                 f"nothing runs in {state_dir.path}; `relayctl start` starts it, --state-dir names another place"
             ) from None
         return LineSocket(sock).request(method, **params)
+
+
+def describe_left_behind(state_dir: StateDir) -> str:
+    """Processes that a dead supervisor left running, in words; empty if there are none."""
+    entries = ProcessRegistry(state_dir.processes_file).left_behind
+    return ", ".join(f"{entry.name} (pid {entry.pid})" for entry in entries)

@@ -8,6 +8,7 @@ from typing import Any
 
 from host.config_table import ConfigTable
 from host.errors import ConfigError
+from host.privileges import check_user
 from host.sockets import is_ipv6_available
 from host.state_dir import StateDir
 from relay.config import RelayConfig, pair_vips
@@ -24,11 +25,13 @@ class Config:
     cluster_id: goes into every hint; a relay refuses other clusters' hints.
     keys_file: the fleet's keys.
     drain_s: how long calls may go on when the supervisor is told to end.
+    user: whom workers and transceivers run as; None for the supervisor's own user.
     """
 
     cluster_id: int
     keys_file: Path
     drain_s: float
+    user: str | None
     relay: RelayConfig
     transceiver: TransceiverConfig
 
@@ -71,11 +74,14 @@ def load_config(
         cluster_id=fleet.take_int("cluster_id", 1, low=0, high=65535),
         keys_file=keys_file,
         drain_s=host.take_seconds("drain_s", 5.0),
+        user=host.take("user", str, "") or None,
         relay=RelayConfig.from_table(relay, vips),
         transceiver=TransceiverConfig.from_table(tables["transceiver"], state_dir.bearer_token_file),
     )
     fleet.finish()
     host.finish()
+    if config.user is not None:
+        check_user(config.user)
     return config
 
 
@@ -105,12 +111,20 @@ TEMPLATE = """\
 
 [relay]
 # listen = ["127.0.0.1:3478", "[::1]:3478"]   # where clients' packets arrive; real addresses, no wildcard
-# fleet_listen = ["127.0.0.1:0"]              # where transceivers' packets arrive, one a family; worker N takes port + N (0: any)
+# fleet_listen = ["127.0.0.1:0"]              # where transceivers' packets arrive, one a family (0: any); without XDP worker N takes port + N
 # workers = 2                                 # processes, each pinned to a core; default: one a core
 # transceiver_networks = ["127.0.0.0/8", "::1/128"]   # the only addresses that calls are forwarded to and from
 # max_session_s = 86400                       # oldest ufrag that is admitted: the longest call
-# max_assured_flows = 100000                  # flow table of each worker
-# max_provisional_flows = 16384               # addresses that have not yet carried media, a worker
+# max_assured_flows = 100000                  # flow table of each worker, and of the kernel for all
+# max_provisional_flows = 16384               # addresses that have not yet carried media, likewise
+# dataplane = "auto"                          # xdp, userspace, or auto: xdp where interfaces are named and this machine can
+# interfaces = []                             # network interfaces that XDP is attached to, as ["eth0", "eth1"]
+# xdp_mode = "auto"                           # native (in the driver), generic, or auto: native where the driver can
+# unknown_per_s = 200                         # packets of no known flow that XDP hands up from one source
+# unknown_burst = 400
+# ipv4_source_bits = 32                       # what one source is: an IPv4 address,
+# ipv6_source_bits = 64                       # an IPv6 /64
+# cpumap = false                              # XDP leads packets whose checksum is complete to their worker's core
 
 [transceiver]
 # processes = 2                               # each has one UDP socket for all its calls
@@ -128,4 +142,5 @@ TEMPLATE = """\
 
 [host]
 # drain_s = 5.0             # how long calls may go on after SIGTERM
+# user = ""                 # whom workers and transceivers run as, if started by root; they drop every capability anyway
 """

@@ -1,15 +1,12 @@
 """``relayctl flows``: the relay's flow table."""
 
-from ipaddress import ip_address
-
 import click
 
 from cli.admin import ask
+from cli.filters import parse_client
 from cli.main import cli, json_option, state_dir_option
 from cli.render import human_bytes, human_duration, print_json, print_table
-from host.errors import ConfigError
 from host.state_dir import StateDir
-from wire.address import Address
 
 
 @cli.command()
@@ -24,7 +21,7 @@ from wire.address import Address
 def flows(state_dir: StateDir, client: str | None, limit: int, as_json: bool) -> None:
     """List flows: client, transceiver, state, age, and packets each way."""
     if client is not None:
-        client = _canonical(client)
+        client = parse_client(client)
     listed = ask(state_dir, "flows", limit=limit, client=client)
     if as_json:
         print_json(listed)
@@ -61,15 +58,3 @@ def flows(state_dir: StateDir, client: str | None, limit: int, as_json: bool) ->
             for flow in listed
         ),
     )
-
-
-def _canonical(client: str) -> str:
-    """The text form that flows have, of an address with or without a port."""
-    try:
-        return str(ip_address(client))
-    except ValueError:
-        pass
-    try:
-        return str(Address.parse(client))
-    except ValueError:
-        raise ConfigError("--client", f"{client!r} is no IP address, and no ADDR:PORT") from None

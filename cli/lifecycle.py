@@ -15,12 +15,16 @@ import click
 
 from cli.admin import ask
 from cli.config import Config, load_config
+from cli.left_behind import check_namespace, end_left_behind, remove_data_path
 from cli.main import EXIT_FAILED, cli, config_option, exit_code_of, state_dir_option
 from host.errors import NotRunningError, OperatorError
 from host.keystore import load_keys, load_or_create_keys
 from host.log import configure_logging
+from host.registry import ProcessRegistry
 from host.state_dir import StateDir, read_or_create_token
 from host.supervisor import Service, Supervisor
+from relay.config import DataPlane, XdpChoice
+from relay.dataplane.bpf.pins import PinDir
 from relay.supervisor import RelayService
 from transceiver.service import TransceiverService
 
@@ -28,6 +32,8 @@ _ROLES = ("all", "relay", "transceivers")
 _START_TIMEOUT_S = 60.0
 _STOP_MARGIN_S = 20.0
 _MAX_DRAIN_S = 7 * 86400.0
+# Parameters that are not named as their flag.
+_FLAGS = {"interfaces": "--interface"}
 
 
 def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +60,23 @@ def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--http", metavar="ADDR:PORT", help="Signaling and the demo page."),
         click.option(
             "--insecure", is_flag=True, help="Signaling beyond loopback without TLS (a proxy has it)."
+        ),
+        click.option(
+            "--interface",
+            "interfaces",
+            multiple=True,
+            metavar="IF",
+            help="Network interface for XDP; repeatable.",
+        ),
+        click.option(
+            "--dataplane",
+            type=click.Choice([choice.value for choice in DataPlane]),
+            help="How packets reach the workers; auto takes XDP where an interface is named and this machine can.",
+        ),
+        click.option(
+            "--xdp-mode",
+            type=click.Choice([choice.value for choice in XdpChoice]),
+            help="XDP in the driver, generic, or whichever works.",
         ),
         click.option("--workers", type=int, metavar="N", help="Relay workers."),
         click.option("--transceivers", type=int, metavar="N", help="Transceiver processes."),
@@ -119,8 +142,18 @@ _drain_option = click.option(
 @state_dir_option
 @_drain_option
 def stop(state_dir: StateDir, drain_s: float | None) -> None:
-    """Stop the supervisor and every process of it."""
-    click.echo(f"stopped (pid {stop_background(state_dir, drain_s)})")
+    """Stop the supervisor and every process of it, or what a dead one left behind."""
+    try:
+        click.echo(f"stopped (pid {stop_background(state_dir, drain_s)})")
+    except NotRunningError:
+        if state_dir.is_running():
+            raise
+        check_namespace(state_dir)
+        ended = [f"{entry.name} (pid {entry.pid})" for entry in end_left_behind(state_dir)]
+        removed = remove_data_path(state_dir)
+        if not ended and not removed:
+            raise
+        click.echo(f"the supervisor was dead; ended and removed {', '.join([*ended, *removed])}")
 
 
 @cli.command()
@@ -152,6 +185,9 @@ def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
         ("relay", "listen"): list(flags["listen"]),
         ("relay", "fleet_listen"): list(flags["fleet_listen"]),
         ("relay", "workers"): flags["workers"],
+        ("relay", "interfaces"): list(flags["interfaces"]),
+        ("relay", "dataplane"): flags["dataplane"],
+        ("relay", "xdp_mode"): flags["xdp_mode"],
         ("fleet", "vip"): list(flags["vip"]),
         ("transceiver", "http"): flags["http"],
         ("transceiver", "insecure"): flags["insecure"] or None,
@@ -171,14 +207,22 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
         if not config.keys_file.exists():
             click.echo(f"new key      in {config.keys_file}; every host of the fleet needs this file")
         keys = load_or_create_keys(config.keys_file)
+        registry = ProcessRegistry(state_dir.processes_file)
         if role != "transceivers":
-            services.append(RelayService(config.relay, config.cluster_id, keys))
+            pins = PinDir(state_dir.path)
+            services.append(RelayService(config.relay, config.cluster_id, keys, pins, registry, config.user))
         if role != "relay":
             token_file = config.transceiver.bearer_token_file
             token = read_or_create_token(token_file) if token_file else ""
             vips = tuple(vip.address for vip in config.vips)
-            services.append(TransceiverService(config.transceiver, config.cluster_id, vips, keys, token))
-        supervisor = Supervisor(state_dir, services, version=version("relayctl"), drain_s=config.drain_s)
+            services.append(
+                TransceiverService(
+                    config.transceiver, config.cluster_id, vips, keys, token, registry, config.user
+                )
+            )
+        supervisor = Supervisor(
+            state_dir, services, registry, version=version("relayctl"), drain_s=config.drain_s
+        )
 
         lines = _describe(config, services)
 
@@ -205,6 +249,7 @@ def _describe(config: Config, services: list[Service]) -> list[str]:
             for vip in config.vips:
                 told = "" if vip.listen == vip.address else f" (clients are told {vip.address})"
                 lines.append(f"relay        {vip.listen}{told}, workers: {config.relay.workers}")
+            lines.append(f"data path    {service.data_path}: {service.reason}")
         if isinstance(service, TransceiverService):
             lines.append(f"transceivers {config.transceiver.processes}")
             lines.append(f"signaling    {service.url}")
@@ -218,7 +263,7 @@ def _arguments(config_path: Path | None, role: str, flags: dict[str, Any]) -> li
     if config_path is not None:
         arguments += ["--config", str(config_path.absolute())]
     for name, value in flags.items():
-        flag = "--" + name.replace("_", "-")
+        flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
         if value is True:
             arguments.append(flag)
         elif isinstance(value, tuple):

@@ -10,6 +10,7 @@
 """
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -42,8 +43,37 @@ def exit_code_of(error: OperatorError) -> int:
     return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
 
 
+# Which module registers a command on the group below. Loaded when it is asked for: a caller's WebRTC stack and a compiler
+# have no part in `relayctl status`.
+_MODULES = {
+    "bpf": "bpf",
+    "demo": "demo",
+    "drops": "drops",
+    "flows": "flows",
+    "init": "init",
+    "maps": "maps",
+    "probe": "probe",
+    "restart": "lifecycle",
+    "scale": "workers",
+    "sessions": "sessions",
+    "start": "lifecycle",
+    "status": "status",
+    "stop": "lifecycle",
+    "token": "token",
+    "workers": "workers",
+}
+
+
 class _Group(click.Group):
-    """Prints what an operator can act on without a traceback."""
+    """Loads commands when they are needed, and prints what an operator can act on without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _MODULES:
+            importlib.import_module(f"cli.{_MODULES[cmd_name]}")
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -104,9 +134,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Machine-read
 def main() -> None:
     """Run the command line."""
     try:
-        # Imported here, as each module registers its commands on the group above.
-        from cli import bpf, demo, flows, init, lifecycle, probe, sessions, status, token  # noqa: F401
-
         sys.exit(cli(standalone_mode=True))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

@@ -1,7 +1,7 @@
 """How the command line prints: tables for people, JSON for programs."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -42,6 +42,17 @@ def print_table(
     with console.capture() as captured:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of one form as a table; the fields are the columns."""
+    columns = list(rows[0]) if rows else []
+    print_table(title, columns, [[row.get(column) for column in columns] for row in rows], wrap_last=True)
+
+
+def count_of(count: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def human_bytes(count: int) -> str:

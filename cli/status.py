@@ -26,6 +26,10 @@ def status(state_dir: StateDir, as_json: bool) -> None:
         f"relayctl {report['version']}, {report['state']}, pid {report['pid']}, "
         f"up {human_duration(report['uptime_s'])}, state in {report['state_dir']}\n"
     )
+    for entry in report["left_behind"]:
+        click.echo(
+            f"{entry['name']} of an earlier start, pid {entry['pid']}, carries its calls to their end\n"
+        )
     if "relay" in report:
         _print_relay(report["relay"])
     if "transceivers" in report:
@@ -35,7 +39,11 @@ def status(state_dir: StateDir, as_json: bool) -> None:
 def _print_relay(relay: dict[str, Any]) -> None:
     for vip in relay["vips"]:
         told = "" if vip["vip"] == vip["listen"] else f", clients are told {vip['vip']}"
-        click.echo(f"listen {vip['listen']}{told} ({relay['dataplane']} data path)")
+        click.echo(f"listen {vip['listen']}{told}")
+    click.echo(f"data path {relay['dataplane']} ({relay['reason']})")
+    for attached in relay.get("kernel", {}).get("interfaces", []):
+        why = f" ({attached['why']})" if attached["why"] else ""
+        click.echo(f"{attached['mode']} XDP on {attached['interface']}{why}")
     print_table(
         "\nworkers",
         (*_PROCESS_COLUMNS, "packets", "flows", "assured"),

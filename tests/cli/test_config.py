@@ -107,8 +107,8 @@ def test_template_tells_every_key_and_no_other(state_dir: StateDir) -> None:
         pytest.param("[[relay]]\nworkers = 2", "relay", "table", id="table is a list"),
         pytest.param("[relay]\nworkers = 'two'", "relay.workers", "a whole number", id="wrong type"),
         pytest.param("[relay]\nworkers = true", "relay.workers", "a whole number", id="bool is no int"),
-        pytest.param("[relay]\nworkers = 0", "relay.workers", "1 to 256", id="too few workers"),
-        pytest.param("[relay]\nworkers = 257", "relay.workers", "1 to 256", id="too many workers"),
+        pytest.param("[relay]\nworkers = 0", "relay.workers", "1 to 64", id="too few workers"),
+        pytest.param("[relay]\nworkers = 65", "relay.workers", "1 to 64", id="too many workers"),
         pytest.param("[fleet]\ncluster_id = 65536", "fleet.cluster_id", "0 to 65535", id="cluster id"),
         pytest.param("[host]\ndrain_s = -1", "host.drain_s", "0 or more", id="negative drain"),
         pytest.param("[host]\ndrain_s = nan", "host.drain_s", "0 or more", id="drain is no number"),
@@ -399,7 +399,7 @@ def test_key_of_another_certificate_is_refused(state_dir: StateDir) -> None:
     ("arguments", "words"),
     [
         pytest.param(
-            ["start", "--workers", "0"], "relayctl: relay.workers: needs to be 1 to 256", id="bounds"
+            ["start", "--workers", "0"], "relayctl: relay.workers: needs to be 1 to 64", id="bounds"
         ),
         pytest.param(["start", "--listen", "0.0.0.0:80"], "relayctl: relay.listen: ", id="wildcard"),
         pytest.param(["start", "--listen", "localhost:1"], "relayctl: relay.listen: ", id="host name"),
