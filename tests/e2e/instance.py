@@ -61,6 +61,11 @@ class Instance:
         """Counts by verdict."""
         return dict(self.status()["relay"]["verdicts"])
 
+    @property
+    def token(self) -> str:
+        """What signaling asks for beyond loopback."""
+        return (self.state_dir.path / "bearer_token").read_text().strip()
+
     def pids(self) -> list[int]:
         """The supervisor and all its processes."""
         children = psutil.Process(self.process.pid).children(recursive=True)
@@ -105,6 +110,8 @@ def running(state_dir: Path, *arguments: str, http: str | None = None) -> Iterat
                         psutil.Process(pid).kill()
                 process.wait()
                 raise
+        # What a supervisor that was killed left behind; nothing, if another took it over.
+        instance.run("stop")
     assert "Traceback" not in log.read_text(), log.read_text()
 
 

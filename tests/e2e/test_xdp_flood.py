@@ -1,0 +1,98 @@
+"""A flood from one source is dropped before it wakes Python: the call next to it loses nothing."""
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cli.call import EchoCall
+from cli.view import cpu_seconds
+from tests.e2e.conftest import Network
+from tests.e2e.instance import Instance, print_report
+from tests.e2e.namespaces import Host
+from tests.e2e.xdp import VIP, need_network, xdp_relay
+from tests.flood.generator import JUNK, Flood
+from wire.address import Address
+
+pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
+
+RATE, SECONDS = 200_000, 6
+# Well-formed as far as XDP can see, of a client that nobody knows.
+RTP = b"\x80\x6f" + os.urandom(98)
+
+
+def mac_of(host: Host, interface: str) -> str:
+    with host:
+        addresses = psutil.net_if_addrs()[interface]
+    return next(address.address for address in addresses if address.family == psutil.AF_LINK)
+
+
+def python_seconds(instance: Instance) -> float:
+    return sum(map(cpu_seconds, instance.pids()))
+
+
+async def send(network: Network, payload: bytes) -> dict[str, Any]:
+    """The flood from the client host, by another address than the call's; the generator's report."""
+    flood = Flood(
+        interface="eth0",
+        source=Address.parse("203.0.113.66:4444"),
+        destination=Address.parse(VIP),
+        source_mac=mac_of(network.here, "eth0"),
+        destination_mac=mac_of(network.there, "eth0"),
+        rate=RATE,
+        seconds=SECONDS,
+        payload=payload,
+    )
+    process = await asyncio.create_subprocess_exec(
+        *flood.command(), stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    return dict(json.loads(said))
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "reason"),
+    [("junk", JUNK, "drop_not_webrtc"), ("RTP of nobody", RTP, "drop_rate_limited")],
+)
+async def test_flood_costs_the_call_nothing(
+    own_network: Network | None, tmp_path: Path, kind: str, payload: bytes, reason: str
+) -> None:
+    network = need_network(own_network)
+    with xdp_relay(network, tmp_path / "s", "--workers", "2", "--transceivers", "1") as instance:
+        async with EchoCall(instance.url, bearer_token=instance.token) as call:
+            await asyncio.sleep(2)
+            started, cpu = time.monotonic(), python_seconds(instance)
+            await asyncio.sleep(4)
+            quiet_percent = 100 * (python_seconds(instance) - cpu) / (time.monotonic() - started)
+
+            before = instance.status()["relay"]["xdp_verdicts"]
+            started, cpu = time.monotonic(), python_seconds(instance)
+            offered = await send(network, payload)
+            flooded_percent = 100 * (python_seconds(instance) - cpu) / (time.monotonic() - started)
+            after = instance.status()["relay"]["xdp_verdicts"]
+            await asyncio.sleep(1)
+            report = await call.report()
+        dropped = after[reason] - before[reason]
+        assert report.heard
+        assert report.packets_lost == 0
+        # Nothing of the flood is missing: what is not dropped is what a bucket let through.
+        passed = offered["offered"] - dropped
+        assert 0 <= passed <= 400 + 200 * (SECONDS + 1)
+        assert flooded_percent - quiet_percent <= 10
+        print_report(
+            f"flood of {kind} (XDP)",
+            {
+                "offered/s": round(offered["rate"]),
+                "dropped/s": round(dropped / offered["seconds"]),
+                "handed up": passed,
+                "python CPU without_percent": round(quiet_percent, 1),
+                "with_percent": round(flooded_percent, 1),
+                "lost by the call": report.packets_lost,
+            },
+        )

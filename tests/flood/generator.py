@@ -1,0 +1,309 @@
+"""A flood of UDP from one source, at a steady rate, out of an interface of this network namespace.
+
+``BPF_PROG_TEST_RUN`` runs ``generator.c`` over and over on frames of its own and sends those that it redirects. One call
+is the whole run, as its set-up costs about 24 ms; the program waits by dropping, so **the core is busy all the time**,
+at the lowest priority. What the interface's peer does with a packet (its XDP program, its network stack up to the
+socket) is done on this core too, and counted as this process's CPU time.
+
+The peer of a veth takes redirected frames only while it has an XDP program or GRO on; else all are lost without an
+error, so a run that its interface did not count fails.
+
+A run is bounded three times: the program stops at ``rate * seconds`` packets and at ``seconds``, the alarm ends the
+call, and the call ends by itself after 2**32 - 1 runs (more than 100 s).
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import struct
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyroute2 import IPRoute
+
+from relay.dataplane.bpf.kernel_headers import make_kernel_tree
+from wire.address import Address
+
+MAX_SECONDS = 60
+MAX_PAYLOAD_BYTES = 1472  # one frame of 1500 bytes
+# 0x7f is nothing in RFC 7983: neither STUN, DTLS, RTP nor a TURN channel.
+JUNK = b"\x7f" + bytes(range(1, 100))
+
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+_BPF_PROG_TEST_RUN = 10
+_BPF_F_TEST_XDP_LIVE_FRAMES = 2
+_BATCH = 64
+_MAX_RUNS = 2**32 - 1
+_ALARM_SLACK_S = 0.05  # the call's own set-up, before the program's clock starts
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _LiveFramesAttr(ctypes.Structure):
+    """``union bpf_attr``'s part for BPF_PROG_TEST_RUN, whole."""
+
+    _fields_ = (
+        ("prog_fd", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("data_in", ctypes.c_uint64),
+        ("data_out", ctypes.c_uint64),
+        ("repeat", ctypes.c_uint32),
+        ("duration", ctypes.c_uint32),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_uint64),
+        ("ctx_out", ctypes.c_uint64),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flood:
+    """What to send, and for how long.
+
+    interface: of the current network namespace.
+    source, destination: IPv4.
+    source_mac, destination_mac: as ``02:00:00:00:00:01``.
+    rate: packets/s; one out of reach (100 million) is full speed.
+    seconds: at most 60.
+    core: pinned to it; None leaves that to the scheduler.
+    niceness: 19 gives way to everybody (a core that another process wants whole leaves 5 % of 200,000 packets/s).
+    """
+
+    interface: str
+    source: Address
+    destination: Address
+    source_mac: str
+    destination_mac: str
+    rate: int
+    seconds: float
+    payload: bytes = JUNK
+    core: int | None = None
+    niceness: int = 19
+
+    def __post_init__(self) -> None:
+        if self.source.family != 4 or self.destination.family != 4:
+            raise ValueError("only IPv4 is sent")
+        if self.rate < 1:
+            raise ValueError(f"rate: {self.rate} packets/s")
+        if not 0 < self.seconds <= MAX_SECONDS:
+            raise ValueError(f"seconds: {self.seconds} is not within 0 to {MAX_SECONDS}")
+        if len(self.payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"payload: {len(self.payload)} bytes, at most {MAX_PAYLOAD_BYTES}")
+
+    def command(self) -> list[str]:
+        """The command that sends this flood in a process of its own; run it in the repository and the namespace."""
+        options = {
+            "interface": self.interface,
+            "source": self.source,
+            "destination": self.destination,
+            "source-mac": self.source_mac,
+            "destination-mac": self.destination_mac,
+            "rate": self.rate,
+            "seconds": self.seconds,
+            "payload-hex": self.payload.hex(),
+            "niceness": self.niceness,
+        }
+        if self.core is not None:
+            options["core"] = self.core
+        return [
+            sys.executable,
+            "-m",
+            "tests.flood.generator",
+            *(f"--{name}={value}" for name, value in options.items()),
+        ]
+
+    def frame(self) -> bytes:
+        """The one Ethernet frame that is sent again and again, with full checksums."""
+        udp_length = 8 + len(self.payload)
+        # RFC 768: the checksum is over a pseudo header of both addresses, the protocol and the length.
+        pseudo = self.source.host + self.destination.host + struct.pack("!HH", 17, udp_length)
+        ports = struct.pack("!HHH", self.source.port, self.destination.port, udp_length)
+        checksum = _checksum(pseudo + ports + bytes(2) + self.payload) or 0xFFFF
+        udp = ports + struct.pack("!H", checksum) + self.payload
+        # version and header length, -, total length, identification, do not fragment, TTL, protocol
+        ip = struct.pack("!BBHHHBB", 0x45, 0, 20 + udp_length, 0, 0x4000, 64, 17)
+        addresses = self.source.host + self.destination.host
+        ip += struct.pack("!H", _checksum(ip + bytes(2) + addresses)) + addresses
+        return _mac_bytes(self.destination_mac) + _mac_bytes(self.source_mac) + b"\x08\x00" + ip + udp
+
+
+class Report(NamedTuple):
+    """What was sent.
+
+    offered: packets that the program handed to the interface; transmitted: those that the interface counted, and others'.
+    started_s: of the first packet, on the monotonic clock; seconds: from there to the last packet.
+    cpu_s: of this process during the run, what the peer does with a packet included.
+    longest_lag_s: the longest time that a packet was sent behind schedule.
+    """
+
+    offered: int
+    transmitted: int
+    started_s: float
+    seconds: float
+    rate: float
+    cpu_s: float
+    longest_lag_s: float
+
+
+class GeneratorError(Exception):
+    """The flood did not take place."""
+
+
+def send(flood: Flood) -> Report:
+    """Send it, and return when it is over. Takes this process's SIGALRM. Raises GeneratorError, OSError."""
+    frame = flood.frame()
+    bpf = _compile(len(frame))
+    try:
+        function = bpf.load_func(b"send_flood", bpf.XDP)
+        with IPRoute() as ip:
+            found = ip.link_lookup(ifname=flood.interface)
+            if not found:
+                raise GeneratorError(f"no interface {flood.interface} in this network namespace")
+            index = found[0]
+            floods, frames = bpf[b"floods"], bpf[b"frames"]
+            frames[frames.Key(0)] = frames.Leaf.from_buffer_copy(frame)
+            floods[floods.Key(0)] = floods.Leaf(
+                packets_per_s=flood.rate,
+                duration_ns=int(flood.seconds * 1e9),
+                max_packets=max(1, int(flood.rate * flood.seconds)),
+                interface=index,
+            )
+            transmitted, cpu_s = _transmitted(ip, index), time.process_time()
+            _run_live(function.fd, frame, flood.seconds)
+            transmitted, cpu_s = _transmitted(ip, index) - transmitted, time.process_time() - cpu_s
+        return _report(floods[floods.Key(0)], transmitted, cpu_s)
+    finally:
+        bpf.cleanup()
+
+
+def _report(result: Any, transmitted: int, cpu_s: float) -> Report:
+    if not result.offered:
+        raise GeneratorError(f"nothing was sent; {result.refused} frames could not be written")
+    if transmitted < result.offered / 2:
+        raise GeneratorError(
+            f"the interface counted {transmitted} of {result.offered} packets: has its peer an XDP program or GRO on?"
+        )
+    seconds = (result.last_ns - result.first_ns) / 1e9
+    return Report(
+        offered=result.offered,
+        transmitted=transmitted,
+        started_s=result.first_ns / 1e9,
+        seconds=round(seconds, 6),
+        rate=round((result.offered - 1) / seconds, 1) if seconds else 0.0,
+        cpu_s=round(cpu_s, 6),
+        longest_lag_s=result.longest_lag_ns / 1e9,
+    )
+
+
+def _compile(frame_bytes: int) -> Any:
+    # Imported late: Debian's module, which only hosts with a BPF data path have.
+    import bcc
+
+    with tempfile.TemporaryDirectory(prefix="relayctl-kernel-") as tree:
+        make_kernel_tree(Path(tree))
+        # Read by libbcc at compile time; there is no argument for it.
+        os.environ["BCC_KERNEL_SOURCE"] = tree
+        try:
+            text = Path(__file__).with_name("generator.c").read_bytes()
+            return bcc.BPF(text=text, cflags=["-Wall", "-Werror", f"-DFRAME_BYTES={frame_bytes}"])
+        finally:
+            del os.environ["BCC_KERNEL_SOURCE"]
+
+
+def _run_live(program_fd: int, frame: bytes, seconds: float) -> None:
+    data = ctypes.create_string_buffer(frame, len(frame))
+    attr = _LiveFramesAttr(
+        prog_fd=program_fd,
+        data_size_in=len(frame),
+        data_in=ctypes.addressof(data),
+        repeat=_MAX_RUNS,
+        flags=_BPF_F_TEST_XDP_LIVE_FRAMES,
+        batch_size=_BATCH,
+    )
+    handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    # Again and again: the first alarm may come before the call.
+    signal.setitimer(signal.ITIMER_REAL, seconds + _ALARM_SLACK_S, _ALARM_SLACK_S)
+    try:
+        # EINTR: what the alarm is for.
+        with contextlib.suppress(InterruptedError):
+            call_bpf(_BPF_PROG_TEST_RUN, attr)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def call_bpf(command: int, attr: ctypes.Structure) -> int:
+    """bpf(2): its result, a descriptor for some commands. Raises OSError."""
+    result: int = _libc.syscall(
+        _SYS_BPF[os.uname().machine], command, ctypes.byref(attr), ctypes.sizeof(attr)
+    )
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"bpf(2) command {command}: {os.strerror(number)}")
+    return result
+
+
+def _transmitted(ip: IPRoute, index: int) -> int:
+    (link,) = ip.get_links(index)
+    return int(link.get_attr("IFLA_STATS64")["tx_packets"])
+
+
+def _checksum(data: bytes) -> int:
+    """RFC 1071 section 1."""
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return 0xFFFF ^ total
+
+
+def _mac_bytes(text: str) -> bytes:
+    mac = bytes.fromhex(text.replace(":", ""))
+    if len(mac) != 6:
+        raise ValueError(f"{text!r} is not a MAC address (as 02:00:00:00:00:01)")
+    return mac
+
+
+def _arguments() -> Flood:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.flood.generator", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--interface", required=True)
+    parser.add_argument("--source", type=Address.parse, required=True, help="IPv4 ADDRESS:PORT")
+    parser.add_argument("--destination", type=Address.parse, required=True, help="IPv4 ADDRESS:PORT")
+    parser.add_argument("--source-mac", required=True)
+    parser.add_argument("--destination-mac", required=True)
+    parser.add_argument("--rate", type=int, required=True, help="packets/s; 100000000 is full speed")
+    parser.add_argument("--seconds", type=float, required=True, help=f"at most {MAX_SECONDS}")
+    parser.add_argument("--payload-hex", type=bytes.fromhex, default=JUNK, dest="payload")
+    parser.add_argument("--core", type=int)
+    parser.add_argument("--niceness", type=int, default=19)
+    return Flood(**vars(parser.parse_args()))
+
+
+def main() -> None:
+    """Send the flood of the command line and print the report as one line of JSON."""
+    try:
+        flood = _arguments()
+        os.setpriority(os.PRIO_PROCESS, 0, flood.niceness)
+        if flood.core is not None:
+            os.sched_setaffinity(0, {flood.core})
+        report = send(flood)
+    except (GeneratorError, ValueError, OSError) as error:
+        sys.exit(f"generator: {error}")
+    sys.stdout.write(json.dumps(report._asdict()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
