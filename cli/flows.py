@@ -5,7 +5,7 @@ import click
 from cli.admin import ask
 from cli.filters import parse_client
 from cli.main import cli, json_option, state_dir_option
-from cli.render import human_bytes, human_duration, print_json, print_table
+from cli.render import count_of, human_bytes, human_duration, print_json, print_table
 from host.state_dir import StateDir
 
 
@@ -27,7 +27,7 @@ def flows(state_dir: StateDir, client: str | None, limit: int, as_json: bool) ->
         print_json(listed)
         return
     print_table(
-        f"{len(listed)} flows" + (" (limit reached)" if len(listed) == limit else ""),
+        count_of(len(listed), "flow") + (" (limit reached)" if len(listed) == limit else ""),
         (
             "client",
             "vip",

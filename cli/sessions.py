@@ -2,7 +2,7 @@
 
 from cli.admin import ask
 from cli.main import cli, json_option, state_dir_option
-from cli.render import human_duration, print_json, print_table
+from cli.render import count_of, human_duration, print_json, print_table
 from host.state_dir import StateDir
 
 
@@ -16,7 +16,7 @@ def sessions(state_dir: StateDir, as_json: bool) -> None:
         print_json(listed)
         return
     print_table(
-        f"{len(listed)} sessions",
+        count_of(len(listed), "session"),
         (
             "session",
             "transceiver",

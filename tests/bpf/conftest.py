@@ -1,6 +1,7 @@
 """Machines for tests of the kernel's data path; each leaves the kernel as it was."""
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -60,7 +61,10 @@ def pins(bpf: None, tmp_path: Path) -> Iterator[PinDir]:
     pin_dir = PinDir(tmp_path)
     yield pin_dir
     pin_dir.remove()
-    assert not list(BPFFS.glob(f"relayctl/{pin_dir.path.name}*"))
+    left = list(BPFFS.glob(f"relayctl/{pin_dir.path.name}*"))
+    for path in left:
+        shutil.rmtree(path)
+    assert not left
 
 
 @pytest.fixture

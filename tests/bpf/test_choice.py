@@ -8,7 +8,8 @@ import pytest
 
 from host.errors import OperatorError
 from relay.config import DataPlane, RelayConfig, XdpChoice
-from relay.dataplane.bpf import compiler, links
+from relay.dataplane.bpf import links
+from relay.dataplane.bpf import pins as pins_module
 from relay.dataplane.bpf.errors import BpfUnavailableError, ForeignProgramError
 from relay.dataplane.bpf.links import XdpMode
 from relay.dataplane.bpf.pins import PinDir
@@ -92,7 +93,7 @@ def test_path_that_is_served_is_not_ours_to_remove(start: Start, pins: PinDir, c
     program_on(BOTH)
 
 
-def refuse(*arguments: object) -> None:
+def refuse(*arguments: object, **options: object) -> None:
     raise BpfUnavailableError("this kernel refuses the BPF programs")
 
 
@@ -100,7 +101,7 @@ def refuse(*arguments: object) -> None:
 def test_machine_that_cannot_goes_on_in_userspace_unless_xdp_is_demanded(
     pins: PinDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiler, "_compile", refuse)
+    monkeypatch.setattr(pins_module, "load_and_pin", refuse)
     kernel, reason = choose_data_path(XDP, pins, is_served=False)
     assert (kernel, reason) == (None, "this kernel refuses the BPF programs")
     assert not pins.exists

@@ -78,7 +78,6 @@ except OperatorError as error:
 
 
 @pytest.mark.bpf
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make pins that others may not open")
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -116,7 +115,6 @@ print(os.path.exists("/sys/fs/bpf/relayctl"))
 
 
 @pytest.mark.bpf
-@pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
 def test_bpffs_is_mounted_where_it_is_not(bpf: None) -> None:
     """In a mount namespace of its own, whose /sys has none."""
     script = 'umount -a -t bpf; exec "$@"'

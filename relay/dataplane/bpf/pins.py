@@ -19,6 +19,7 @@ from relay.dataplane.bpf import syscall
 from relay.dataplane.bpf.abi import ABI_VERSION, MAPS
 from relay.dataplane.bpf.compiler import Loaded, MapSizes, source_digest
 from relay.dataplane.bpf.errors import AbiMismatchError, BpfUnavailableError
+from relay.dataplane.bpf.loader import load_and_pin, pin_programs
 from relay.dataplane.bpf.maps import BpfMap
 from relay.dataplane.bpf.programs import RelayPrograms
 
@@ -26,6 +27,8 @@ BPFFS = Path("/sys/fs/bpf")
 _ROOT = BPFFS / "relayctl"
 _PROGRAMS = ("xdp_ingress", "reuseport_select")
 _MAX_NAME = 100
+# Behind the names of programs that are loaded, and not attached yet.
+_NOT_YET = "_new"
 
 
 class PinDir:
@@ -57,14 +60,13 @@ class PinDir:
             raise BpfUnavailableError(f"cannot pin maps in {_ROOT} ({error.strerror}); run as root") from None
         _check_owner(_ROOT)
         try:
-            programs = RelayPrograms.load(sizes, fresh)
-            syscall.pin(programs.maps["sockets"].fd, str(fresh / "sockets"))
-            _pin_programs(programs, fresh)
-            _check_maps(fresh, {name: bpf_map.fd for name, bpf_map in programs.maps.items()})
+            load_s = load_and_pin(sizes, fresh)
+            programs = self._open(fresh)
             fresh.rename(self.path)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
+        programs.load_s = load_s
         return programs
 
     def adopt(self) -> RelayPrograms:
@@ -76,11 +78,12 @@ class PinDir:
         programs = self.open()
         if programs.settings().build == source_digest():
             return programs
-        try:
-            # The sizes are those of the maps that are there.
-            return RelayPrograms.load(MapSizes(), self.path, programs.maps["sockets"].fd)
-        finally:
-            programs.close()
+        programs.close()
+        # The sizes are those of the maps that are there.
+        load_s = load_and_pin(MapSizes(), self.path, suffix=_NOT_YET)
+        programs = self._open(self.path, suffix=_NOT_YET)
+        programs.load_s = load_s
+        return programs
 
     def network_namespace(self) -> int:
         """The inode of the namespace whose interfaces have the program; 0 if it is not known."""
@@ -95,7 +98,9 @@ class PinDir:
 
     def pin_programs(self, programs: RelayPrograms) -> None:
         """Pin these programs in place of any others."""
-        _pin_programs(programs, self.path)
+        pin_programs(programs, self.path)
+        for name in _PROGRAMS:
+            (self.path / f"{name}{_NOT_YET}").unlink(missing_ok=True)
 
     def program_ids(self) -> set[int]:
         """Ids of the XDP program that is pinned, if there is one."""
@@ -105,21 +110,23 @@ class PinDir:
         """What is pinned, unchanged: for inspection and adoption. Raises AbiMismatchError or OperatorError."""
         for directory in (_ROOT, self.path):
             _check_owner(directory)
+        return self._open(self.path)
+
+    def _open(self, directory: Path, suffix: str = "") -> RelayPrograms:
         with contextlib.ExitStack() as undo:
             fds = {}
             for name in (*MAPS, *_PROGRAMS):
+                pin = directory / (name + suffix if name in _PROGRAMS else name)
                 try:
-                    fds[name] = syscall.open_pin(str(self.path / name))
+                    fds[name] = syscall.open_pin(str(pin))
                 except FileNotFoundError:
                     self._check_version(fds)
-                    raise AbiMismatchError(f"{self.path} has no {name!r}; {self._way_out()}") from None
+                    raise AbiMismatchError(f"{directory} has no {pin.name!r}; {self._way_out()}") from None
                 except OSError as error:
-                    raise OperatorError(
-                        f"cannot open {self.path / name} ({error.strerror}); run as root"
-                    ) from None
+                    raise OperatorError(f"cannot open {pin} ({error.strerror}); run as root") from None
                 undo.callback(os.close, fds[name])
             self._check_version(fds)
-            _check_maps(self.path, {name: fds[name] for name in MAPS}, self._way_out())
+            _check_maps(directory, {name: fds[name] for name in MAPS}, self._way_out())
             undo.pop_all()
         xdp_fd, select_fd = (fds.pop(name) for name in _PROGRAMS)
         return RelayPrograms(Loaded(xdp_fd, select_fd, fds))
@@ -146,14 +153,6 @@ class PinDir:
         return (
             "stop it with the relayctl that started it, or end its calls with `relayctl bpf unload --force`"
         )
-
-
-def _pin_programs(programs: RelayPrograms, directory: Path) -> None:
-    for name, fd in zip(_PROGRAMS, (programs.xdp_fd, programs.select_fd), strict=True):
-        beside = directory / f"{name}_new"
-        beside.unlink(missing_ok=True)
-        syscall.pin(fd, str(beside))
-        beside.rename(directory / name)
 
 
 def pinned_relays() -> Iterator[tuple[Path, int]]:

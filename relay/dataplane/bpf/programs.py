@@ -55,16 +55,21 @@ class RelayPrograms:
         programs.load_s = time.monotonic() - started
         return programs
 
+    @property
+    def program_fds(self) -> dict[str, int]:
+        """Descriptors by the names of their pins."""
+        return {"xdp_ingress": self.xdp_fd, "reuseport_select": self.select_fd}
+
     def close(self) -> None:
         """Close every descriptor."""
         for bpf_map in self.maps.values():
             bpf_map.close()
-        for fd in (self.xdp_fd, self.select_fd):
+        for fd in self.program_fds.values():
             os.close(fd)
 
     def info(self) -> dict[str, ProgramInfo]:
         """What the kernel knows of each program."""
-        return {"xdp_ingress": program_info(self.xdp_fd), "reuseport_select": program_info(self.select_fd)}
+        return {name: program_info(fd) for name, fd in self.program_fds.items()}
 
     def settings(self) -> Settings:
         """What was configured last; zeros before."""
