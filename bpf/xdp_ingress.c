@@ -113,11 +113,14 @@ static __always_inline int take_token(const struct endpoint *source, const struc
 		buckets.update(&prefix, &fresh);
 		return 1;
 	}
-	/* Two CPUs may race for a token; the bucket is a guard, no account. */
-	tokens = bucket->nano_tokens + (now - bucket->filled_ns) * settings->unknown_per_s;
+	/* Two CPUs may race for a token; the bucket is a guard, no account. The other one may be ahead. */
+	tokens = bucket->nano_tokens;
+	if ((__s64)(now - bucket->filled_ns) > 0) {
+		tokens += (now - bucket->filled_ns) * settings->unknown_per_s;
+		bucket->filled_ns = now;
+	}
 	if (tokens > settings->unknown_burst * NANO)
 		tokens = settings->unknown_burst * NANO;
-	bucket->filled_ns = now;
 	bucket->nano_tokens = tokens >= NANO ? tokens - NANO : tokens;
 	return tokens >= NANO;
 }
@@ -127,7 +130,7 @@ static __always_inline int is_worker_alive(const struct settings *settings, __u6
 	__u32 zero = 0;
 	struct heartbeat *beat = heartbeat.lookup(&zero);
 
-	return beat && now - beat->beat_ns < settings->heartbeat_timeout_ns;
+	return beat && is_recent(beat->beat_ns, settings, now);
 }
 
 /* RFC 7983 section 7; STUN is checked as far as its header goes. */

@@ -11,7 +11,7 @@ import click
 
 from cli.admin import describe_left_behind
 from cli.config import load_config
-from cli.left_behind import check_namespace, end_left_behind, remove_data_path
+from cli.left_behind import end_left_behind, remove_data_path
 from cli.main import cli, config_option, json_option, state_dir_option
 from cli.render import print_json, print_rows, print_table
 from cli.view import open_pins
@@ -50,6 +50,7 @@ def load(state_dir: StateDir, config_path: Path | None, interfaces: tuple[str, .
         MapSizes(max_flows=config.max_assured_flows, max_provisional=config.max_provisional_flows)
     )
     try:
+        programs.note_namespace()
         ours = pins.program_ids()
         attached = [
             links.attach(interface, programs.xdp_fd, xdp_modes(config), ours)
@@ -79,7 +80,7 @@ def unload(state_dir: StateDir, force: bool) -> None:
     left_behind = describe_left_behind(state_dir)
     if left_behind and not force:
         raise OperatorError(f"{left_behind} serve calls on these programs; --force ends them")
-    check_namespace(state_dir)
+    PinDir(state_dir.path).check_namespace()
     ended = [f"{entry.name} (pid {entry.pid})" for entry in end_left_behind(state_dir)]
     removed = remove_data_path(state_dir)
     if not removed:
@@ -121,7 +122,7 @@ def status(state_dir: StateDir, stats_s: float | None, as_json: bool) -> None:
         print_json(report)
         return
     version = f"ABI version {settings.abi_version}, build {report['build']}"
-    click.echo(f"{version if settings.abi_version else 'not configured yet'}, pinned in {report['pins']}")
+    click.echo(f"{version if settings.build else 'not configured yet'}, pinned in {report['pins']}")
     serving = report["left_behind"]
     if serving and not state_dir.is_running():
         click.echo(f"the supervisor is dead; {serving} go on serving")

@@ -15,7 +15,7 @@ import click
 
 from cli.admin import ask
 from cli.config import Config, load_config
-from cli.left_behind import check_namespace, end_left_behind, remove_data_path
+from cli.left_behind import end_left_behind, remove_data_path
 from cli.main import EXIT_FAILED, cli, config_option, exit_code_of, state_dir_option
 from host.errors import NotRunningError, OperatorError
 from host.keystore import load_keys, load_or_create_keys
@@ -148,7 +148,7 @@ def stop(state_dir: StateDir, drain_s: float | None) -> None:
     except NotRunningError:
         if state_dir.is_running():
             raise
-        check_namespace(state_dir)
+        PinDir(state_dir.path).check_namespace()
         ended = [f"{entry.name} (pid {entry.pid})" for entry in end_left_behind(state_dir)]
         removed = remove_data_path(state_dir)
         if not ended and not removed:

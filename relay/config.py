@@ -13,6 +13,9 @@ from wire.address import Address
 
 # Slots of the kernel's table of sockets (bpf/include/abi.h, MAX_SLOTS).
 MAX_WORKERS = 64
+# Its groups of sockets (MAX_GROUPS), and its trie of networks (maps.h).
+MAX_LISTENERS = 16
+MAX_NETWORKS = 256
 
 
 class DataPlane(StrEnum):
@@ -120,6 +123,14 @@ class RelayConfig:
         if self.cpumap and not self.interfaces:
             raise ConfigError(
                 table.field("cpumap"), "is for XDP; leave it out, or name the network's --interface"
+            )
+        if len(self.vips) + len(self.fleet_listen) > MAX_LISTENERS:
+            raise ConfigError(
+                "relay.listen", f"and fleet_listen name more than {MAX_LISTENERS} addresses together"
+            )
+        if len(self.transceiver_networks) > MAX_NETWORKS:
+            raise ConfigError(
+                table.field("transceiver_networks"), f"names more than {MAX_NETWORKS}; join some"
             )
         if not self.transceiver_networks:
             raise ConfigError(table.field("transceiver_networks"), "is empty, so no call could be routed")

@@ -16,12 +16,18 @@ static __always_inline int find_slot(const struct endpoint *client, const struct
 	return slot ? *slot % MAX_SLOTS : -1;
 }
 
+/* A beat on another CPU may be later than `now`. */
+static __always_inline int is_recent(__u64 beat_ns, const struct settings *settings, __u64 now)
+{
+	return (__s64)(now - beat_ns) < (__s64)settings->heartbeat_timeout_ns;
+}
+
 /* The worker of a slot, if it lives. */
 static __always_inline struct worker *find_worker(__u32 slot, const struct settings *settings, __u64 now)
 {
 	struct worker *worker = workers.lookup(&slot);
 
-	return worker && now - worker->beat_ns < settings->heartbeat_timeout_ns ? worker : 0;
+	return worker && is_recent(worker->beat_ns, settings, now) ? worker : 0;
 }
 
 #endif

@@ -65,6 +65,7 @@ def _remove_unserved(pins: PinDir, is_served: bool, reason: str) -> None:
             f"workers that were left behind serve calls by XDP ({pins.path}), and this start takes userspace: {reason}; "
             "start by XDP on the same --interface to take them over, or end them with `relayctl stop`"
         )
+    pins.check_namespace()
     interfaces = links.detach(pins.program_ids())
     pins.remove()
     logger.warning(

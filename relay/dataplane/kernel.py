@@ -45,6 +45,7 @@ class KernelDataPath:
         self._interfaces = interfaces
         self._modes = modes
         self._cpumap = cpumap
+        pins.check_namespace()
         self.was_adopted = pins.exists
         self._has_begun = False
         self._attachments: list[Attachment] = []
@@ -84,7 +85,7 @@ class KernelDataPath:
         if serving and serving != wanted:
             raise OperatorError(
                 f"the data path in {self._pins.path} serves {', '.join(map(str, serving))}, the configuration names "
-                f"{', '.join(map(str, wanted))}; start with the addresses that it has, or end its calls with "
+                f"{', '.join(map(str, wanted))}; start with the addresses that it has, in their order, or end its calls with "
                 "`relayctl stop` first"
             )
 
@@ -112,6 +113,7 @@ class KernelDataPath:
 
     def _attach(self) -> None:
         ours = self._our_programs()
+        self.programs.note_namespace()
         try:
             for interface in self._interfaces:
                 attached = links.attach(interface, self.programs.xdp_fd, self._modes, ours)
@@ -166,6 +168,8 @@ class KernelDataPath:
         if self._has_begun or not self.was_adopted:
             links.detach(self._our_programs())
             self._pins.remove()
+        else:
+            self._pins.forget_not_pinned()
         self.programs.close()
 
     def _hash_key(self) -> HashKey:

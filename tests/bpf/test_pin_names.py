@@ -18,7 +18,9 @@ _OURS = BPFFS / "relayctl"
     ("state_dir", "name"),
     [
         pytest.param("/var/lib/relayctl", "var-lib-relayctl", id="plain"),
-        pytest.param("/run/relayctl-2", "run-relayctl-2", id="digits and dashes"),
+        pytest.param("/run/relayctl2", "run-relayctl2", id="digits"),
+        pytest.param("/run/relayctl-2", "run-relayctl-2-[0-9a-f]{8}", id="dash"),
+        pytest.param("/", "-[0-9a-f]{8}", id="root"),
         pytest.param("/a.b", "a-b-[0-9a-f]{8}", id="dot"),
         pytest.param("/home/me/my state", "home-me-my-state-[0-9a-f]{8}", id="space"),
         pytest.param("/srv/état_1", "srv-tat-1-[0-9a-f]{8}", id="letters beyond ASCII, underscore"),
@@ -43,6 +45,7 @@ def test_name_is_that_of_the_state_directory(state_dir: str, name: str) -> None:
         pytest.param(("/a.b", "/a b", "/a_b", "/a..b", "/a-b"), id="characters that are replaced"),
         pytest.param(("/" + "x" * 100, "/y" + "x" * 100, "/z" + "x" * 100), id="beginnings that are cut"),
         pytest.param(("/é", "/è"), id="letters beyond ASCII"),
+        pytest.param(("/run/relayctl/x", "/run/relayctl-x", "/run-relayctl/x"), id="a dash for a slash"),
     ],
 )
 def test_two_state_directories_never_share_pins(state_dirs: tuple[str, ...]) -> None:

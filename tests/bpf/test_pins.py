@@ -18,7 +18,7 @@ from relay.dataplane.bpf.abi import ABI_VERSION, MAPS, WorkerC
 from relay.dataplane.bpf.compiler import MapSizes
 from relay.dataplane.bpf.errors import AbiMismatchError, BpfUnavailableError
 from relay.dataplane.bpf.flow_store import KernelFlowStore
-from relay.dataplane.bpf.pins import BPFFS, PinDir, pinned_relays, read_abi_version
+from relay.dataplane.bpf.pins import BPFFS, PinDir, pinned_programs, read_abi_version
 from relay.dataplane.bpf.programs import RelayPrograms
 from tests.bpf.frames import judge, udp_frame
 from tests.bpf.kernel_objects import eventually, make_map, make_xdp_program, map_exists, program_exists
@@ -367,10 +367,10 @@ def test_removal_leaves_nothing(pins: PinDir) -> None:
     programs.close()
     assert all(map(program_exists, programs_there.values()))
     assert all(map(map_exists, maps_there.values()))
-    assert (pins.path, programs_there["xdp_ingress"]) in list(pinned_relays())
+    assert (pins.path / "xdp_ingress", programs_there["xdp_ingress"]) in list(pinned_programs())
     pins.remove()
     assert not pins.exists
-    assert pins.path not in [path for path, _ in pinned_relays()]
+    assert pins.path not in [pin.parent for pin, _ in pinned_programs()]
     assert pins.program_ids() == set()
     assert eventually(lambda: not any(map(program_exists, programs_there.values())))
     assert eventually(lambda: not any(map(map_exists, maps_there.values())))

@@ -71,6 +71,11 @@ class Instance:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [self.process.pid, *(child.pid for child in children)]
 
+    def kill_supervisor(self) -> None:
+        """As a crash: its processes are left behind."""
+        self.process.kill()
+        self.process.wait()
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A relayctl command against this instance."""
         command = [str(RELAYCTL), *arguments, "--state-dir", str(self.state_dir.path)]

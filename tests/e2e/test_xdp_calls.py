@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,8 +107,7 @@ async def test_killed_supervisor_leaves_a_data_path_that_the_next_takes_over(
             await asyncio.sleep(1)
             old_pids = first.pids()[1:]
             (before,) = attached(network)
-            first.process.send_signal(signal.SIGKILL)
-            first.process.wait()
+            first.kill_supervisor()
             await asyncio.sleep(2)
             # Without a supervisor: workers go on, and the maps tell of them.
             said = first.run("status")
@@ -150,8 +148,7 @@ def test_stop_ends_what_a_dead_supervisor_left(own_network: Network | None, tmp_
     network = need_network(own_network)
     with xdp_relay(network, tmp_path / "s", "--workers", "2") as instance:
         pids = instance.pids()[1:]
-        instance.process.send_signal(signal.SIGKILL)
-        instance.process.wait()
+        instance.kill_supervisor()
         refused = instance.run("bpf", "unload")
         assert refused.returncode == 1
         assert "--force" in refused.stderr
@@ -174,8 +171,7 @@ async def test_stop_says_goodbye_for_the_calls_of_an_earlier_start(
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(xdp_relay(network, tmp_path / "s", "--workers", "1"))
         async with EchoCall(first.url, bearer_token=first.token) as call:
-            first.process.send_signal(signal.SIGKILL)
-            first.process.wait()
+            first.kill_supervisor()
             second = await asyncio.to_thread(
                 stack.enter_context, xdp_relay(network, tmp_path / "s", "--workers", "1")
             )
@@ -196,8 +192,7 @@ async def test_stop_in_another_network_namespace_is_refused(
 ) -> None:
     network = need_network(own_network)
     with xdp_relay(network, tmp_path / "s", "--workers", "1") as instance:
-        instance.process.send_signal(signal.SIGKILL)
-        instance.process.wait()
+        instance.kill_supervisor()
         for command in (("stop",), ("bpf", "unload", "--force")):
             refused = instance.run(*command)  # from the client's host
             assert refused.returncode == 1

@@ -98,8 +98,7 @@ def test_killed_supervisor_loses_no_packet(own_network: Network | None, tmp_path
     network = need_network(own_network)
     with contextlib.ExitStack() as stack:
         first, crowd = stack.enter_context(crowded(network, tmp_path, 3, 400, 0.04))
-        first.process.send_signal(signal.SIGKILL)
-        first.process.wait()
+        first.kill_supervisor()
         time.sleep(2)
         arguments = ("--config", str(tmp_path / "relayctl.toml"), "--workers", "2", "--transceivers", "1")
         second = stack.enter_context(xdp_relay(network, tmp_path / "s", *arguments))

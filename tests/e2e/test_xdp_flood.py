@@ -1,23 +1,18 @@
 """A flood from one source is dropped before it wakes Python: the call next to it loses nothing."""
 
 import asyncio
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from cli.call import EchoCall
 from cli.view import cpu_seconds
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, print_report
-from tests.e2e.namespaces import Host
-from tests.e2e.xdp import VIP, need_network, xdp_relay
-from tests.flood.generator import JUNK, Flood
-from wire.address import Address
+from tests.e2e.xdp import need_network, send_flood, xdp_relay
+from tests.flood.generator import JUNK
 
 pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
@@ -26,34 +21,8 @@ RATE, SECONDS = 200_000, 6
 RTP = b"\x80\x6f" + os.urandom(98)
 
 
-def mac_of(host: Host, interface: str) -> str:
-    with host:
-        addresses = psutil.net_if_addrs()[interface]
-    return next(address.address for address in addresses if address.family == psutil.AF_LINK)
-
-
 def python_seconds(instance: Instance) -> float:
     return sum(map(cpu_seconds, instance.pids()))
-
-
-async def send(network: Network, payload: bytes) -> dict[str, Any]:
-    """The flood from the client host, by another address than the call's; the generator's report."""
-    flood = Flood(
-        interface="eth0",
-        source=Address.parse("203.0.113.66:4444"),
-        destination=Address.parse(VIP),
-        source_mac=mac_of(network.here, "eth0"),
-        destination_mac=mac_of(network.there, "eth0"),
-        rate=RATE,
-        seconds=SECONDS,
-        payload=payload,
-    )
-    process = await asyncio.create_subprocess_exec(
-        *flood.command(), stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
-    )
-    said, _ = await process.communicate()
-    assert process.returncode == 0
-    return dict(json.loads(said))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +42,7 @@ async def test_flood_costs_the_call_nothing(
 
             before = instance.status()["relay"]["xdp_verdicts"]
             started, cpu = time.monotonic(), python_seconds(instance)
-            offered = await send(network, payload)
+            offered = await send_flood(network, payload=payload, rate=RATE, seconds=SECONDS)
             flooded_percent = 100 * (python_seconds(instance) - cpu) / (time.monotonic() - started)
             after = instance.status()["relay"]["xdp_verdicts"]
             await asyncio.sleep(1)

@@ -1,7 +1,6 @@
 """What stands in the way of XDP is named: the program and whose it is, the port and who holds it, both ABI versions."""
 
 import contextlib
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,8 +107,7 @@ def test_mismatched_abi_is_refused_with_both_versions_and_calls_go_on(
 ) -> None:
     network = need_network(own_network)
     with xdp_relay(network, tmp_path / "s", "--workers", "1") as instance:
-        instance.process.send_signal(signal.SIGKILL)
-        instance.process.wait()
+        instance.kill_supervisor()
         programs = PinDir(instance.state_dir.path).open()
         settings = programs.settings()
         settings.abi_version = ABI_VERSION + 1
@@ -213,8 +211,7 @@ def test_other_addresses_than_those_that_are_served_are_refused(
 ) -> None:
     network = need_network(own_network)
     with xdp_relay(network, tmp_path / "s", "--workers", "1") as instance:
-        instance.process.send_signal(signal.SIGKILL)
-        instance.process.wait()
+        instance.kill_supervisor()
         elsewhere = start(network, tmp_path / "s", "--interface", "eth0", "--listen", "203.0.113.10:3479")
         assert elsewhere.returncode == 1
         assert "203.0.113.10:3479" in elsewhere.stderr

@@ -1,16 +1,23 @@
 """A relay on a host of its own, with XDP on its interface, as the tests of the kernel's data path need it."""
 
+import asyncio
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from relay.dataplane.bpf import links
 from relay.dataplane.bpf.links import Attachment
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, running
+from tests.e2e.namespaces import Host
+from tests.flood.generator import Flood
+from wire.address import Address
 
 VIP = "203.0.113.10:3478"
 CLIENT_IP = "203.0.113.2"
@@ -39,3 +46,29 @@ def attached(network: Network) -> list[Attachment]:
     """XDP programs on the relay's host."""
     with network.there:
         return links.attachments()
+
+
+def mac_of(host: Host, interface: str) -> str:
+    """The hardware address of an interface."""
+    with host:
+        addresses = psutil.net_if_addrs()[interface]
+    return next(address.address for address in addresses if address.family == psutil.AF_LINK)
+
+
+async def send_flood(network: Network, **options: Any) -> dict[str, Any]:
+    """A flood to the VIP from the client host, by another address than the calls'; the generator's report."""
+    flood = Flood(
+        interface="eth0",
+        source=Address.parse("203.0.113.66:4444"),
+        destination=Address.parse(VIP),
+        source_mac=mac_of(network.here, "eth0"),
+        destination_mac=mac_of(network.there, "eth0"),
+        **options,
+    )
+    repository = str(Path(__file__).parents[2])
+    process = await asyncio.create_subprocess_exec(
+        *flood.command(), stdout=asyncio.subprocess.PIPE, cwd=repository
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    return dict(json.loads(said))

@@ -82,13 +82,12 @@ def _take_descriptors(bcc: Any, bpf: Any, sockets_fd: int) -> Loaded:
         select = bpf.load_func(b"reuseport_select", _PROG_TYPE_SK_REUSEPORT)
     except Exception as error:  # noqa: BLE001  # BCC raises a bare Exception
         raise BpfUnavailableError(f"this kernel refuses the BPF programs ({error})") from None
-    map_fds = {"sockets": sockets_fd}
-    for name, layout in MAPS.items():
-        if layout.symbol:
-            table = bpf[layout.symbol.encode()]
-            _check_sizes(name, table, layout.key, layout.value, is_array=layout.kind is PERCPU_ARRAY)
-            map_fds[name] = os.dup(table.map_fd)
-    return Loaded(os.dup(xdp.fd), os.dup(select.fd), map_fds)
+    tables = {name: bpf[layout.symbol.encode()] for name, layout in MAPS.items() if layout.symbol}
+    for name, table in tables.items():
+        layout = MAPS[name]
+        _check_sizes(name, table, layout.key, layout.value, is_array=layout.kind is PERCPU_ARRAY)
+    map_fds = {name: os.dup(table.map_fd) for name, table in tables.items()}
+    return Loaded(os.dup(xdp.fd), os.dup(select.fd), {"sockets": sockets_fd, **map_fds})
 
 
 def _check_sizes(name: str, table: Any, key: type[Any], value: type[Any], *, is_array: bool) -> None:

@@ -87,13 +87,13 @@ class KernelFlowStore:
         due = self._to_refresh[: self._refreshed_at_once]
         self._to_refresh = self._to_refresh[self._refreshed_at_once :]
         for flow in due:
-            if flow.stored and not self._is_newer_stored(flow):  # stored: not if it ended meanwhile
+            if flow.stored and self._is_ours(flow):  # stored: not if it ended meanwhile
                 self.write(flow)
 
-    def _is_newer_stored(self, flow: Flow) -> bool:
-        """Whether another worker has gone on with the flow."""
+    def _is_ours(self, flow: Flow) -> bool:
+        """Whether no other worker has gone on with the flow, or ended it."""
         shared = self.read(flow.key)
-        return shared is not None and shared.last_seen > flow.last_seen
+        return shared is not None and shared.last_seen <= flow.last_seen
 
     def _name(self, key: FlowKey) -> None:
         client = key.client

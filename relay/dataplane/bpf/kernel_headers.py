@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-from host.errors import OperatorError
+from relay.dataplane.bpf.errors import BpfUnavailableError
 
 _SYSTEM = Path("/usr/include")
 # uname -m: (the kernel's name of the architecture, the multiarch directory of its asm headers)
@@ -45,14 +45,16 @@ typedef unsigned long uintptr_t;
 
 
 def make_kernel_tree(root: Path) -> None:
-    """Write the tree below ``root``. Raises OperatorError where linux-libc-dev is missing."""
+    """Write the tree below ``root``. Raises BpfUnavailableError where linux-libc-dev is missing."""
     try:
         arch, multiarch = _ARCHITECTURES[platform.machine()]
     except KeyError:
-        raise OperatorError(f"no BPF data path on {platform.machine()}, only on x86_64 and aarch64") from None
+        raise BpfUnavailableError(
+            f"no BPF data path on {platform.machine()}, only on x86_64 and aarch64"
+        ) from None
     asm = _SYSTEM / multiarch / "asm"
     if not asm.is_dir() or not (_SYSTEM / "linux/bpf.h").is_file():
-        raise OperatorError("the BPF programs need linux-libc-dev (apt-get install linux-libc-dev)")
+        raise BpfUnavailableError("the BPF programs need linux-libc-dev (apt-get install linux-libc-dev)")
     for name, text in {**_STUBS, f"arch/{arch}/include/asm/page.h": ""}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

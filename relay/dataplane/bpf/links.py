@@ -16,7 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from host.errors import ConfigError
 from relay.dataplane.bpf.errors import BpfUnavailableError, ForeignProgramError
-from relay.dataplane.bpf.pins import pinned_relays
+from relay.dataplane.bpf.pins import pinned_programs
 from relay.dataplane.bpf.syscall import open_pin, open_program, program_info
 
 _Arguments = ParamSpec("_Arguments")
@@ -166,16 +166,16 @@ def _set(ip: Any, index: int, program_fd: int, mode: XdpMode, expected_id: int |
 
 def _open_ours(program_id: int) -> int:
     """By its pin, which needs no CAP_SYS_ADMIN, or by its id. Raises OSError."""
-    for directory, pinned_id in pinned_relays():
+    for pin, pinned_id in pinned_programs():
         if pinned_id == program_id:
-            return open_pin(str(directory / "xdp_ingress"))
+            return open_pin(str(pin))
     return open_program(program_id)
 
 
 def _describe_program(program_id: int) -> str:
-    for directory, pinned_id in pinned_relays():
+    for pin, pinned_id in pinned_programs():
         if pinned_id == program_id:
-            return f"that of another relayctl, pinned in {directory}"
+            return f"that of another relayctl, pinned in {pin.parent}"
     try:
         fd = open_program(program_id)
     except OSError:

@@ -21,7 +21,7 @@ from relay.dataplane.bpf.compiler import Loaded, MapSizes, source_digest
 from relay.dataplane.bpf.errors import AbiMismatchError, BpfUnavailableError
 from relay.dataplane.bpf.loader import load_and_pin, pin_programs
 from relay.dataplane.bpf.maps import BpfMap
-from relay.dataplane.bpf.programs import RelayPrograms
+from relay.dataplane.bpf.programs import RelayPrograms, network_namespace
 
 BPFFS = Path("/sys/fs/bpf")
 _ROOT = BPFFS / "relayctl"
@@ -36,8 +36,9 @@ class PinDir:
 
     def __init__(self, state_dir: Path) -> None:
         # bpffs allows no dot in a name (bpf_lookup in kernel/bpf/inode.c).
-        name = re.sub(r"[^A-Za-z0-9-]+", "-", str(state_dir).strip("/"))
-        if len(name) > _MAX_NAME or name != str(state_dir).strip("/").replace("/", "-"):
+        text = str(state_dir).strip("/")
+        name = re.sub(r"[^A-Za-z0-9]+", "-", text)
+        if not re.fullmatch(r"[A-Za-z0-9]+(/[A-Za-z0-9]+)*", text) or len(name) > _MAX_NAME:
             # What was replaced or cut must not make two names one.
             digest = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:8]
             name = f"{name[-_MAX_NAME:]}-{digest}"
@@ -54,6 +55,8 @@ class PinDir:
         fresh = self.path.with_name(f"{self.path.name}_new")
         shutil.rmtree(fresh, ignore_errors=True)  # left by a start that was killed
         try:
+            with contextlib.suppress(OSError):
+                _ROOT.rmdir()  # empty, and so of no use to whoever made it
             _ROOT.mkdir(mode=0o700, exist_ok=True)
             fresh.mkdir(mode=0o700)
         except OSError as error:
@@ -65,6 +68,8 @@ class PinDir:
             fresh.rename(self.path)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _ROOT.rmdir()  # for whoever may pin here
             raise
         programs.load_s = load_s
         return programs
@@ -89,7 +94,7 @@ class PinDir:
         """The inode of the namespace whose interfaces have the program; 0 if it is not known."""
         try:
             programs = self.open()
-        except OperatorError:  # of another version
+        except OperatorError:  # none, or of another version
             return 0
         try:
             return int(programs.settings().network_namespace)
@@ -99,12 +104,25 @@ class PinDir:
     def pin_programs(self, programs: RelayPrograms) -> None:
         """Pin these programs in place of any others."""
         pin_programs(programs, self.path)
+        self.forget_not_pinned()
+
+    def forget_not_pinned(self) -> None:
+        """Let programs go that ``adopt`` loaded and that were never attached."""
         for name in _PROGRAMS:
             (self.path / f"{name}{_NOT_YET}").unlink(missing_ok=True)
 
     def program_ids(self) -> set[int]:
-        """Ids of the XDP program that is pinned, if there is one."""
-        return {program_id for directory, program_id in pinned_relays() if directory == self.path}
+        """Ids of the XDP program that is pinned, and of one that is about to be."""
+        return {program_id for pin, program_id in pinned_programs() if pin.parent == self.path}
+
+    def check_namespace(self) -> None:
+        """Raises OperatorError if the interfaces with our program are not those of this network namespace."""
+        attached_in = self.network_namespace()
+        if attached_in not in (0, network_namespace()):
+            raise OperatorError(
+                f"XDP is attached in another network namespace, net:[{attached_in}] (`lsns -t net` tells whose); run this "
+                "there, as `nsenter --net=/run/netns/NAME relayctl …`"
+            )
 
     def open(self) -> RelayPrograms:
         """What is pinned, unchanged: for inspection and adoption. Raises AbiMismatchError or OperatorError."""
@@ -155,13 +173,13 @@ class PinDir:
         )
 
 
-def pinned_relays() -> Iterator[tuple[Path, int]]:
-    """Every relay of this machine that has pins: their directory, and the id of its XDP program."""
-    for pin in sorted(_ROOT.glob("*/xdp_ingress")):
+def pinned_programs() -> Iterator[tuple[Path, int]]:
+    """Every XDP program that a relay of this machine has pinned: its pin and its id."""
+    for pin in sorted(_ROOT.glob("*/xdp_ingress*")):
         with contextlib.suppress(OSError):
             fd = syscall.open_pin(str(pin))
             try:
-                yield pin.parent, syscall.program_info(fd).id
+                yield pin, syscall.program_info(fd).id
             finally:
                 os.close(fd)
 

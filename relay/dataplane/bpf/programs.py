@@ -113,6 +113,12 @@ class RelayPrograms:
         )
         self.maps["settings"].put(0, settings)
 
+    def note_namespace(self) -> None:
+        """Note, before anything is attached, whose interfaces will have the program."""
+        settings = self.settings()
+        settings.abi_version, settings.network_namespace = ABI_VERSION, network_namespace()
+        self.maps["settings"].put(0, settings)
+
     def steer(self, slots: Sequence[int]) -> None:
         """Divide the clients among these slots."""
         self.maps["steering"].put_all(maglev_table(slots, STEERING_SIZE))
@@ -156,9 +162,12 @@ class RelayPrograms:
         """Write these entries first, then remove all others: what stays is never away."""
         bpf_map = self.maps[name]
         kept = {bytes(key) for key, _ in entries}
+        stale = [key for key, _ in bpf_map.items() if bytes(key) not in kept]
+        if len(stale) + len(entries) > bpf_map.max_entries:  # no room for both
+            stale = [key for key in stale if not bpf_map.delete(key)]
         for key, value in entries:
             bpf_map.put(key, value)
-        for key in [key for key, _ in bpf_map.items() if bytes(key) not in kept]:
+        for key in stale:
             bpf_map.delete(key)
 
 
