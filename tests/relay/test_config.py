@@ -107,6 +107,12 @@ def test_every_setting_is_taken() -> None:
         pytest.param("xdp_mode", True, id="XDP mode is no text"),
         pytest.param("interfaces", "eth0", id="interfaces are no list"),
         pytest.param("interfaces", ["eth0", "eth1", "eth0"], id="interface named twice"),
+        pytest.param("cpumap", True, id="cpumap without an interface"),
+        pytest.param(
+            "transceiver_networks",
+            [f"10.0.{i}.0/24" for i in range(257)],
+            id="more networks than the trie has",
+        ),
         pytest.param("unknown_per_s", 0, id="no unknown packet"),
         pytest.param("unknown_per_s", 1_000_001, id="too many unknown packets"),
         pytest.param("unknown_burst", 0, id="no burst"),
