@@ -19,7 +19,7 @@ static __always_inline int find_slot(const struct endpoint *client, const struct
 /* A beat on another CPU may be later than `now`. */
 static __always_inline int is_recent(__u64 beat_ns, const struct settings *settings, __u64 now)
 {
-	return (__s64)(now - beat_ns) < (__s64)settings->heartbeat_timeout_ns;
+	return beat_ns && (__s64)(now - beat_ns) < (__s64)settings->heartbeat_timeout_ns;
 }
 
 /* The worker of a slot, if it lives. */
