@@ -77,14 +77,14 @@ def unload(state_dir: StateDir, force: bool) -> None:
     """Take the programs off every interface and remove their pins."""
     if state_dir.is_running():
         raise AlreadyRunningError("a relay runs on these programs; `relayctl stop` ends it and removes them")
+    if not PinDir(state_dir.path).exists:
+        raise NotRunningError(f"nothing is loaded for {state_dir.path}")
     left_behind = describe_left_behind(state_dir)
     if left_behind and not force:
         raise OperatorError(f"{left_behind} serve calls on these programs; --force ends them")
     PinDir(state_dir.path).check_namespace()
     ended = [f"{entry.name} (pid {entry.pid})" for entry in end_left_behind(state_dir)]
     removed = remove_data_path(state_dir)
-    if not removed:
-        raise NotRunningError(f"nothing is loaded for {state_dir.path}")
     click.echo(f"removed {', '.join([*ended, *removed])}")
 
 

@@ -44,7 +44,7 @@ def _rows(before: RelayView, now: RelayView, seconds: float) -> list[dict[str, A
             {
                 "reason": verdict.label.removeprefix("drop_"),
                 "packets": xdp + workers,
-                "packets/s": round((xdp + workers - past) / seconds, 1),
+                "packets/s": round(max(0, xdp + workers - past) / seconds, 1),
                 "in_xdp": xdp,
                 "in_workers": workers,
                 "meaning": MEANINGS[verdict],

@@ -19,6 +19,7 @@ def remove_data_path(state_dir: StateDir) -> list[str]:
     """Take the programs off every interface and remove the pins; returns what was removed, in words."""
     pins = PinDir(state_dir.path)
     if not pins.exists:
+        pins.remove()  # what a start that was killed had begun
         return []
     removed = [f"XDP on {interface}" for interface in links.detach(pins.program_ids())]
     pins.remove()

@@ -149,8 +149,9 @@ def stop(state_dir: StateDir, drain_s: float | None) -> None:
         if state_dir.is_running():
             raise
         PinDir(state_dir.path).check_namespace()
-        ended = [f"{entry.name} (pid {entry.pid})" for entry in end_left_behind(state_dir)]
-        removed = remove_data_path(state_dir)
+        with state_dir.held():
+            ended = [f"{entry.name} (pid {entry.pid})" for entry in end_left_behind(state_dir)]
+            removed = remove_data_path(state_dir)
         if not ended and not removed:
             raise
         click.echo(f"the supervisor was dead; ended and removed {', '.join([*ended, *removed])}")

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 
 def print_json(value: Any) -> None:
@@ -35,7 +36,8 @@ def print_table(
             column, justify="right" if numeric else "left", no_wrap=not wraps, header_style="bold"
         )
     for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+        # Text: brackets of an IPv6 address are no markup.
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     console = Console()
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     console.width = min(needed, console.width) if wrap_last and console.is_terminal else needed

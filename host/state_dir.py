@@ -15,7 +15,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -37,7 +37,8 @@ class StateDir:
     """Paths in one state directory, and the lock that says whether it is in use."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        # Resolved: two names of one directory are one relay.
+        self.path = path.resolve()
         self.admin_socket = self.path / "admin.sock"
         if len(os.fsencode(self.admin_socket)) > _MAX_SOCKET_PATH_BYTES:
             raise ConfigError(
@@ -94,6 +95,15 @@ class StateDir:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep any start away for the life of the block. Raises AlreadyRunningError."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
     def is_running(self) -> bool:
         """Whether a live supervisor holds the lock. A pid file alone is not believed."""

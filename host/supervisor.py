@@ -76,6 +76,11 @@ class Service(Protocol):
         """All processes of all services are ready: take packets, also from those that a dead supervisor left behind."""
         ...
 
+    @property
+    def has_taken_over(self) -> bool:
+        """Whether what an earlier supervisor left is of no use any more."""
+        ...
+
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """The service's part of ``status``."""
         ...
@@ -111,6 +116,8 @@ class Supervisor:
         self._version = version
         self._drain_s = drain_s
         self._processes = {service.name: ProcessGroup(service.specs(), registry) for service in services}
+        # A service that does not run here is not ours to end either.
+        self._modules = {process.spec.module for group in self._processes.values() for process in group}
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._state = "starting"
@@ -140,8 +147,9 @@ class Supervisor:
             await asyncio.gather(starting, return_exceptions=True)
         finally:
             # A start that failed leaves those alone that an earlier supervisor left: they serve calls.
-            has_run, self._state = self._state == "running", "draining"
-            ending = asyncio.create_task(self._end_left_behind() if has_run else asyncio.sleep(0))
+            has_taken_over = self._state == "running" or any(s.has_taken_over for s in self._services)
+            self._state = "draining"
+            ending = asyncio.create_task(self._end_left_behind() if has_taken_over else asyncio.sleep(0))
             await self._end(ending)
             await ending
             self._registry.close()
@@ -169,10 +177,11 @@ class Supervisor:
             async with asyncio.timeout(self._drain_s):
                 while self._has_calls_left_behind() and not self._hurry.is_set():  # noqa: ASYNC110  # others end them
                     await asyncio.sleep(_LEFT_BEHIND_POLL_S)
-        await asyncio.to_thread(self._registry.end_left_behind)
+        for module in self._modules:
+            await asyncio.to_thread(self._registry.end_left_behind, module)
 
     def _has_calls_left_behind(self) -> bool:
-        return any(entry.is_alive for entry in self._registry.left_behind)
+        return any(e.is_alive for e in self._registry.left_behind if e.module in self._modules)
 
     async def _end(self, left_behind_ended: asyncio.Task[None]) -> None:
         for service in reversed(self._services):

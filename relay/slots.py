@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fleet.flow_cache import FlowCache
+from host.errors import ConfigError
 from host.sockets import bind_udp, bound_address, check_free_udp
 from relay.config import RelayConfig
 from relay.core.policy import RelayPolicy
@@ -13,8 +14,10 @@ from relay.dataplane.counters import WorkerCounters, create_counters_fd
 from relay.dataplane.kernel import KernelDataPath
 from wire.address import Address
 
+_MAX_PORT = 65_535
 
-@dataclass
+
+@dataclass(eq=False)
 class WorkerSlot:
     """One worker's. ``flows`` is what its successor goes on with, where the kernel does not keep them."""
 
@@ -120,4 +123,6 @@ class SlotMaker:
             yield from self._shared_fleet
             return
         for base in self._config.fleet_listen:
+            if base.port + index > _MAX_PORT:
+                raise ConfigError("relay.fleet_listen", f"{base} leaves no port for worker {index}")
             yield Address(base.host, base.port + index) if base.port else base

@@ -58,6 +58,8 @@ class RelayService:
         self._registry = registry
         self._user = user
         self._slots: list[WorkerSlot] = []
+        # Of userspace workers that `scale` ended; the kernel's counters stay in their map.
+        self._departed_verdicts, self._departed_events = Counter[str](), Counter[str]()
         self._is_serving = False
         self._sweeping: asyncio.Task[None] | None = None
         self._scaling = asyncio.Lock()
@@ -97,6 +99,11 @@ class RelayService:
         for entry in await asyncio.to_thread(self._registry.end_left_behind, _MODULE):
             logger.info("took over from %s, pid %d", entry.name, entry.pid)
 
+    @property
+    def has_taken_over(self) -> bool:
+        """Whether the kernel leads packets to our workers."""
+        return self._kernel is not None and self._kernel.has_begun
+
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """Addresses, workers, and the counters of all workers added up."""
         verdicts, events, gauges = Counter[str](), Counter[str](), Counter[str]()
@@ -115,6 +122,12 @@ class RelayService:
                     **own_gauges,
                 }
             )
+        if self._kernel is not None:
+            departed = self._kernel.counts_of_others({slot.index for slot in self._slots})
+            verdicts.update({label: departed[label] for label in verdicts})
+            events.update({label: departed[label] for label in events})
+        verdicts.update(self._departed_verdicts)
+        events.update(self._departed_events)
         xdp = self._kernel.counts() if self._kernel else {}
         verdicts.update(xdp)
         return {
@@ -189,12 +202,13 @@ class RelayService:
                 added.append(self._maker.make(index))
                 for record in records:
                     added[-1].flows.remember(record)
+            self._slots += added
             await processes.add([self._spec(slot) for slot in added])
         except BaseException:
+            self._slots = [slot for slot in self._slots if slot not in added]
             for slot in added:
                 slot.close()
             raise
-        self._slots += added
         if self._kernel is not None:
             self._kernel.use_cores(slot.core for slot in self._slots)
             for slot in added:
@@ -219,6 +233,9 @@ class RelayService:
             slot.close_sockets()
         await processes.remove(going)
         for slot in leaving:
+            if self._kernel is None:
+                self._departed_verdicts.update(slot.counters.verdicts())
+                self._departed_events.update(slot.counters.events())
             slot.close()
         if self._kernel is not None:
             self._kernel.use_cores(slot.core for slot in self._slots)

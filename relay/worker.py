@@ -6,6 +6,7 @@ channel closes it ends too, unless its flows are in the kernel's maps: then it g
 has taken its slot over.
 """
 
+import contextlib
 import logging
 import os
 import selectors
@@ -121,10 +122,12 @@ class Worker:
         self._core.handle_timer(now, _unix_s())
         self._counters.add_events(self._core.events)
         self._counters.set_flows(len(self._core.flows), self._core.flows.assured_count)
-        if self._heart is not None:
-            self._heart.beat()
-        if self._store is not None:
-            self._store.refresh(self._core.flows, now)
+        # A map that refuses (frozen by whoever broke into another worker) must not end calls.
+        with contextlib.suppress(OSError):
+            if self._heart is not None:
+                self._heart.beat()
+            if self._store is not None:
+                self._store.refresh(self._core.flows, now)
         if self._control is not None:
             self._control.flush()
 

@@ -84,6 +84,11 @@ class TransceiverService:
     async def take_over(self) -> None:
         """Nothing to do: transceivers that were left behind carry their calls to the end, and take no new ones."""
 
+    @property
+    def has_taken_over(self) -> bool:
+        """They go on by themselves."""
+        return False
+
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """The signaling address, and each process with its counts."""
         answers = await self._ask(processes, "status")

@@ -217,7 +217,10 @@ class RelayCore:
                 return own
             self.flows.remove(key)
             own.stored = False
-        if shared is None or self.flows.is_over(shared, now):
+        # What stands there was written by another worker: believed as far as a hint would be.
+        if shared is None or not self._rules.may_be_transceiver(shared.transceiver.host):
+            return None
+        if self.flows.is_over(shared, now):
             return None
         evicted = self.flows.insert(shared)
         if evicted is None:

@@ -4,6 +4,7 @@ import logging
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -17,6 +18,7 @@ from relay.dataplane.bpf.compiler import MapSizes
 from relay.dataplane.bpf.links import Attachment, XdpMode
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.bpf.programs import listeners_of
+from relay.dataplane.counters import label_cells
 from wire.address import Address
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class KernelDataPath:
         self._cpumap = cpumap
         pins.check_namespace()
         self.was_adopted = pins.exists
-        self._has_begun = False
+        self.has_begun = False
         self._attachments: list[Attachment] = []
         self.programs = pins.adopt() if self.was_adopted else pins.load(sizes)
         try:
@@ -55,6 +57,7 @@ class KernelDataPath:
                 links.check_interface(interface, self._our_programs())
             if self.was_adopted:
                 logger.info("adopted the data path in %s", pins.path)
+                self._compare_sizes(sizes)
             else:
                 # Not configured it lets every packet pass; what an interface refuses is better known now.
                 self._attach()
@@ -99,7 +102,7 @@ class KernelDataPath:
         # First what can fail: until it is done, whoever serves goes on.
         if self.was_adopted:
             self._attach()
-        self._has_begun = True
+        self.has_begun = True
         self.programs.configure(policy, fleet_sockets, self._hash_key(), cpumap=self._cpumap)
         filled = []
         for slot, sockets in slots:
@@ -145,6 +148,14 @@ class KernelDataPath:
         """Packets that XDP judged, by verdict label."""
         return {verdict.label: count for verdict, count in self.programs.counts().items()}
 
+    def counts_of_others(self, slots: set[int]) -> Counter[str]:
+        """What the workers of other slots than these counted, by label: they were there once."""
+        counts: Counter[str] = Counter()
+        for key, page in self.programs.maps["counters"].items():
+            if key.value not in slots:
+                counts.update(label_cells(page.cells))
+        return counts
+
     def sweep(self, policy: RelayPolicy) -> Iterator[int]:
         """Remove flows whose worker died and that no other took up; tells how many, a part of the maps at a time."""
         for name, life_s in (("flows", policy.assured_s), ("provisional", policy.provisional_s)):
@@ -160,17 +171,34 @@ class KernelDataPath:
             "pins": str(self._pins.path),
             "adopted": self.was_adopted,
             "load_s": round(self.programs.load_s, 3),
-            "interfaces": [attachment._asdict() for attachment in self._attachments],
+            "interfaces": self._describe_interfaces(),
         }
+
+    def _describe_interfaces(self) -> list[dict[str, Any]]:
+        """As they are now: somebody may have taken the program off."""
+        ours, why = self._our_programs(), {a.interface: a.why for a in self._attachments}
+        attached = {a.interface: a for a in links.attachments() if a.program_id in ours}
+        return [
+            attached[name]._replace(why=why.get(name, ""))._asdict()
+            if name in attached
+            else Attachment(name, "no", 0, "it was taken off; `relayctl restart` attaches it")._asdict()
+            for name in self._interfaces
+        ]
 
     def close(self) -> None:
         """Detach and remove everything; what another supervisor left is only let go of, if we did not begin."""
-        if self._has_begun or not self.was_adopted:
+        if self.has_begun or not self.was_adopted:
             links.detach(self._our_programs())
             self._pins.remove()
         else:
             self._pins.forget_not_pinned()
         self.programs.close()
+
+    def _compare_sizes(self, sizes: MapSizes) -> None:
+        for name, wanted in (("flows", sizes.max_flows), ("provisional", sizes.max_provisional)):
+            found = self.programs.maps[name].max_entries
+            if found != wanted:
+                logger.warning("map %s keeps room for %d, not %d, until `relayctl stop`", name, found, wanted)
 
     def _hash_key(self) -> HashKey:
         """A new secret, or the one that clients are steered by already."""

@@ -47,15 +47,24 @@ def test_packets_are_handed_up_as_long_as_it_beats(programs: RelayPrograms) -> N
     assert judge(programs, frame) is Verdict.HAND_UP
 
 
-def test_heart_is_silent_for_a_slot_that_another_has_taken(programs: RelayPrograms) -> None:
-    old = heart(programs)
-    old.beat()
-    young = heart(programs)
-    young.beat()
-    taken = bytes(value_of(programs.maps["workers"], SLOT))
-    old.beat()
-    assert bytes(value_of(programs.maps["workers"], SLOT)) == taken
-    # but as long as it empties its sockets, a worker lives
-    assert value_of(programs.maps["heartbeat"], 0).beat_ns > WorkerC.from_buffer_copy(taken).beat_ns
-    young.beat()
-    assert bytes(value_of(programs.maps["workers"], SLOT)) != taken
+@pytest.mark.parametrize(
+    ("age_ns", "is_taken"),
+    [
+        pytest.param(0, False, id="beats now"),
+        pytest.param(300_000_000, False, id="missed one beat"),
+        pytest.param(600_000_000, True, id="missed two"),
+        pytest.param(-(2**40), False, id="is ahead of us"),
+    ],
+)
+def test_slot_is_taken_from_one_that_beats_no_more(
+    programs: RelayPrograms, age_ns: int, is_taken: bool
+) -> None:
+    """So a start that fails leaves the slots of those that serve to them, and a worker that ended loses its own."""
+    now = time.monotonic_ns()
+    other = WorkerC(pid=os.getpid() + 1, core=0, started_ns=2**63, beat_ns=now - age_ns)
+    programs.maps["workers"].put(SLOT, other)
+    heart(programs).beat()
+    found = value_of(programs.maps["workers"], SLOT)
+    assert found.pid == (os.getpid() if is_taken else other.pid)
+    # in any case a worker lives
+    assert value_of(programs.maps["heartbeat"], 0).beat_ns >= now

@@ -30,6 +30,13 @@ class Host:
         """Bring an interface up or down."""
         self.ip.link("set", index=self.ip.link_lookup(ifname=interface)[0], state=state)
 
+    def add_address(self, interface: str, address: str, prefix_length: int) -> None:
+        """Give an interface one more address."""
+        index = self.ip.link_lookup(ifname=interface)[0]
+        # an IPv6 address that duplicate detection still probes cannot be bound
+        flags = _IFA_F_NODAD if ":" in address else 0
+        self.ip.addr("add", index=index, address=address, prefixlen=prefix_length, flags=flags)
+
     def close(self) -> None:
         """Remove the namespace with its interfaces."""
         self.ip.close()
@@ -62,10 +69,6 @@ def connect(
         ):
             ip.link("set", index=ip.link_lookup(ifname=temporary)[0], net_ns_fd=host.name, ifname=interface)
     for host, interface, side in ((left, left_interface, 0), (right, right_interface, 1)):
-        index = host.ip.link_lookup(ifname=interface)[0]
-        host.ip.link("set", index=index, state="up")
+        host.set_link(interface, "up")
         for *addresses, prefix in subnets:
-            address = str(addresses[side])
-            # an IPv6 address that duplicate detection still probes cannot be bound
-            flags = _IFA_F_NODAD if ":" in address else 0
-            host.ip.addr("add", index=index, address=address, prefixlen=prefix, flags=flags)
+            host.add_address(interface, str(addresses[side]), prefix)

@@ -224,3 +224,42 @@ def test_few_capabilities_are_enough_to_start_and_to_stop(
     assert attached(network) == []
     assert not PinDir(tmp_path / "s").exists
     assert "Traceback" not in (tmp_path / "s" / "relayctl.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "after", ["worker-0 ready", "adopted the data path", "native XDP on eth0", "took over"]
+)
+def test_take_over_that_is_told_to_end_leaves_nothing_or_all(
+    own_network: Network | None, tmp_path: Path, after: str
+) -> None:
+    network = need_network(own_network)
+    with xdp_relay(network, tmp_path / "s", "--workers", "2", "--transceivers", "1") as first:
+        first.kill_supervisor()
+        command = [str(RELAYCTL), "start", "--state-dir", str(tmp_path / "s"), "--listen", VIP]
+        command += ["--interface", "eth0", "--http", SIGNALING, "--insecure", "--workers", "2"]
+        with network.there:
+            second = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        assert second.stderr is not None
+        while after not in second.stderr.readline():
+            assert second.poll() is None
+        second.terminate()
+        second.communicate(timeout=30)
+        has_pins = PinDir(tmp_path / "s").exists
+        assert bool(attached(network)) == has_pins
+        serving = json_of(first, "workers", "--interval", "0.1") if has_pins else []
+        if has_pins:
+            assert {row["state"] for row in serving} == {"left behind"}
+            assert len(serving) == 2
+        else:
+            wait_until(lambda: first.run("stop").returncode == 3, 10, "end of what was left behind")
+
+
+def test_addresses_of_every_kind_are_shown_whole(own_network: Network | None, tmp_path: Path) -> None:
+    network = need_network(own_network)
+    network.there.add_address("eth0", "fd00::1", 64)
+    arguments = ("--listen", "[2001:db8::10]:3478", "--listen", "[fd00::1]:3478", "--workers", "1")
+    with xdp_relay(network, tmp_path / "s", *arguments) as instance:
+        for name in ("listeners", "vips", "sockets"):
+            shown = instance.run("maps", "show", name).stdout
+            for address in (VIP, "[2001:db8::10]:3478", "[fd00::1]:3478"):
+                assert address in shown

@@ -68,6 +68,15 @@ async def test_maps_of_a_live_call(own_network: Network | None, tmp_path: Path) 
             assert await rows(instance, "maps", "show", "flows", "--client", "192.0.2.1") == []
             assert await rows(instance, "maps", "show", "flows", "--where", "packets_up<1") == []
 
+            for wrong in (
+                ("workers", "4294967296"),
+                ("sockets", "0", "64"),
+                ("steering", "-1"),
+                ("flows", "x"),
+            ):
+                refused = await asyncio.to_thread(instance.run, "maps", "get", "--", *wrong)
+                assert refused.returncode == 2, refused.stdout
+
             settings = (await rows(instance, "maps", "show", "settings"))[0]
             assert settings["hash_key"] == "set", "the secret itself is never shown"
             addresses = {row["address"]: row for row in await rows(instance, "maps", "show", "listeners")}

@@ -36,6 +36,10 @@ class FakeService:
     def specs(self) -> Sequence[ProcessSpec]:
         return self._specs
 
+    @property
+    def has_taken_over(self) -> bool:
+        return bool(self._history and "take over" in {step[0] for step in self._history})
+
     async def take_over(self) -> None:
         self._note("take over", self.processes)
 
@@ -71,17 +75,22 @@ class Bench:
         self._services: tuple[FakeService, ...] = ()
         self._writers: list[asyncio.StreamWriter] = []
 
-    def start(self, *services: FakeService, drain_s: float = 5.0) -> asyncio.Event:
+    def start(
+        self, *services: FakeService, drain_s: float = 5.0, modules: Iterable[str] = ()
+    ) -> asyncio.Event:
         """Start the supervisor; the event tells that it is ready."""
         ready = asyncio.Event()
         self._services = services
         registry = ProcessRegistry(self.state_dir.processes_file)
         supervisor = Supervisor(self.state_dir, services, registry, version="1.2.3", drain_s=drain_s)
+        supervisor._modules |= set(modules)  # as if a service ran them
         self.running = asyncio.create_task(supervisor.run(ready.set))
         return ready
 
-    async def start_and_wait(self, *services: FakeService, drain_s: float = 5.0) -> None:
-        ready = self.start(*services, drain_s=drain_s)
+    async def start_and_wait(
+        self, *services: FakeService, drain_s: float = 5.0, modules: Iterable[str] = ()
+    ) -> None:
+        ready = self.start(*services, drain_s=drain_s, modules=modules)
         await asyncio.wait_for(ready.wait(), 10)
 
     async def end(self) -> None:

@@ -359,3 +359,12 @@ def test_empty_token_file_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_or_create_token(path)
     assert caught.value.field == str(path)
+
+
+def test_two_names_of_one_directory_are_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert StateDir(tmp_path / "link").path == StateDir(tmp_path / "real").path
+    with StateDir(tmp_path / "link").held():
+        assert StateDir(tmp_path / "real").is_running()
+    assert not StateDir(tmp_path / "real").is_running()

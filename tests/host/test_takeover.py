@@ -158,11 +158,13 @@ async def test_status_names_the_processes_that_were_left_behind_while_they_live(
 async def test_stop_ends_also_what_was_left_behind(bench: Bench, leave_behind: LeaveBehind) -> None:
     polite = leave_behind("transceiver-0", "")
     deaf = leave_behind("transceiver-1", "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n")
-    await bench.start_and_wait(drain_s=0.2)
+    other = leave_behind("worker-0", "")
+    await bench.start_and_wait(drain_s=0.2, modules=["orphan_0", "orphan_1"])
     assert is_alive(polite)
     await bench.end()
     await until(lambda: not is_alive(polite) and not is_alive(deaf), "the end of both", 1)
-    assert not bench.state_dir.processes_file.exists()
+    assert is_alive(other), "what no service here runs is not ours to end"
+    assert [e.pid for e in ProcessRegistry(bench.state_dir.processes_file).left_behind] == [other]
 
 
 async def test_start_that_fails_leaves_them_alone_and_on_file(

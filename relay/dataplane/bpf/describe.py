@@ -13,6 +13,7 @@ from typing import Any
 from relay.core.steering import hash_address
 from relay.core.verdict import MEANINGS, Verdict
 from relay.dataplane.bpf.abi import (
+    MAX_GROUPS,
     MAX_SLOTS,
     SIDE_PUBLIC,
     STEERING_SIZE,
@@ -91,13 +92,14 @@ class MapReader:
                 case ("buckets", (host,)):
                     yield self._source_key(Address.from_host(host, 0))
                 case ("sockets", (group, slot)):
-                    yield ctypes.c_uint32(int(group) * MAX_SLOTS + int(slot))
+                    index = _below(group, MAX_GROUPS) * MAX_SLOTS + _below(slot, MAX_SLOTS)
+                    yield ctypes.c_uint32(index)
                 case ("verdicts", (label,)) if not label.isdigit():
                     yield ctypes.c_uint32(Verdict[label.upper()])
                 case ("core_choices", (label,)) if not label.isdigit():
                     yield ctypes.c_uint32(CoreChoice[f"CORE_{label.upper()}"])
                 case (_, (index,)) if name in _INDEXED:
-                    yield ctypes.c_uint32(int(index))
+                    yield ctypes.c_uint32(_below(index, self._maps[name].max_entries))
                 case _:
                     raise ValueError("wrong number of words")
         except (ValueError, KeyError) as error:
@@ -219,6 +221,13 @@ _CHOICE_MEANINGS = {
     CoreChoice.CORE_TOO_LONG: "too long to be checked here",
     CoreChoice.CORE_CHECKSUM_INCOMPLETE: "its sender left the UDP checksum to the NIC, or it is wrong",
 }
+
+
+def _below(text: str, bound: int) -> int:
+    number = int(text)
+    if not 0 <= number < bound:
+        raise ValueError(f"not below {bound}")
+    return number
 
 
 def _age(then_ns: int) -> float:

@@ -4,6 +4,7 @@ A worker writes a flow when it is made or changes state, and again some seconds 
 one for a packet that it has no flow for. So clients can go from worker to worker, and nothing is lost with a worker.
 """
 
+import contextlib
 import ctypes
 import struct
 from collections.abc import Iterable, Sequence
@@ -74,8 +75,9 @@ class KernelFlowStore:
             return self.write(notice.flow)
         notice.flow.stored = False
         self._name(notice.flow.key)
-        self._assured.delete()
-        self._provisional.delete()
+        with contextlib.suppress(OSError):
+            self._assured.delete()
+            self._provisional.delete()
         return True
 
     def refresh(self, flows: Iterable[Flow], now: float) -> None:

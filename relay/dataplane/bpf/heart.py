@@ -6,9 +6,12 @@ import time
 from relay.dataplane.bpf.abi import MAPS, Heartbeat, WorkerC
 from relay.dataplane.bpf.maps import BpfMap
 
+# Two beats missed: the worker that had the slot is gone, or gives it up. The kernel waits for twice as long.
+_ABANDONED_NS = 500_000_000
+
 
 class Heart:
-    """Of the worker of one slot; it falls silent once another process has taken the slot."""
+    """Of the worker of one slot. While another process beats for the slot, this one only says that a worker lives."""
 
     def __init__(self, workers_fd: int, heartbeat_fd: int, slot: int) -> None:
         self._workers = BpfMap(workers_fd, MAPS["workers"])
@@ -18,10 +21,10 @@ class Heart:
         self._worker = WorkerC(pid=os.getpid(), core=core, started_ns=time.monotonic_ns(), beat_ns=0)
 
     def beat(self) -> None:
-        """Call at least every quarter of a second."""
+        """Call at least every quarter of a second. Raises OSError."""
+        now = time.monotonic_ns()
+        self._heartbeat.put(0, Heartbeat(now))
         before = self._workers.get(self._slot)
-        is_ours = before is not None and before.started_ns <= self._worker.started_ns
-        self._worker.beat_ns = time.monotonic_ns()
-        self._heartbeat.put(0, Heartbeat(self._worker.beat_ns))
-        if is_ours:
+        if before is None or before.pid == self._worker.pid or now - before.beat_ns > _ABANDONED_NS:
+            self._worker.beat_ns = now
             self._workers.put(self._slot, self._worker)

@@ -14,7 +14,7 @@ import psutil
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from host.errors import ConfigError
+from host.errors import ConfigError, OperatorError
 from relay.dataplane.bpf.errors import BpfUnavailableError, ForeignProgramError
 from relay.dataplane.bpf.pins import pinned_programs
 from relay.dataplane.bpf.syscall import open_pin, open_program, program_info
@@ -114,10 +114,20 @@ def detach(our_programs: set[int], interface: str | None = None) -> list[str]:
             for attachment in _attachments_of(link):
                 if attachment.program_id not in our_programs or interface not in (None, attachment.interface):
                     continue
-                with contextlib.suppress(NetlinkError):  # the interface went away
+                with _interface_may_go():
                     _set(ip, link["index"], _DETACH_FD, XdpMode(attachment.mode), attachment.program_id)
                     detached.append(attachment.interface)
     return detached
+
+
+@contextlib.contextmanager
+def _interface_may_go() -> Iterator[None]:
+    """Its programs went with it."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise OperatorError(f"XDP cannot be taken off ({os.strerror(error.code)})") from None
 
 
 def _find(ip: Any, interface: str) -> Any:

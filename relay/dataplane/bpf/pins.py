@@ -151,7 +151,8 @@ class PinDir:
 
     def remove(self) -> None:
         """Remove every pin. The kernel frees what nothing else holds."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        for directory in (self.path, self.path.with_name(f"{self.path.name}_new")):
+            shutil.rmtree(directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             _ROOT.rmdir()  # not while another relay has pins
 
