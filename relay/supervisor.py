@@ -211,8 +211,7 @@ class RelayService:
             raise
         if self._kernel is not None:
             self._kernel.use_cores(slot.core for slot in self._slots)
-            for slot in added:
-                self._kernel.fill(slot.index, slot.sockets)
+            # Their slots were filled as they became ready.
             self._kernel.programs.steer(range(workers))
 
     async def _shrink(self, processes: ProcessGroup, workers: int) -> None:

@@ -74,7 +74,7 @@ async def test_maps_of_a_live_call(own_network: Network | None, tmp_path: Path) 
                 ("steering", "-1"),
                 ("flows", "x"),
             ):
-                refused = await asyncio.to_thread(instance.run, "maps", "get", "--", *wrong)
+                refused = await asyncio.to_thread(instance.run, "maps", "get", *wrong)
                 assert refused.returncode == 2, refused.stdout
 
             settings = (await rows(instance, "maps", "show", "settings"))[0]
