@@ -146,7 +146,7 @@ def stop(state_dir: StateDir, drain_s: float | None) -> None:
     try:
         click.echo(f"stopped (pid {stop_background(state_dir, drain_s)})")
     except NotRunningError:
-        if state_dir.is_running():
+        if state_dir.is_running() or not state_dir.path.exists():
             raise
         PinDir(state_dir.path).check_namespace()
         with state_dir.held():
