@@ -42,7 +42,10 @@ class KernelDataPath:
         *,
         cpumap: bool = False,
     ) -> None:
-        """cpumap: packets go on at their worker's core, where that is safe. Raises BpfUnavailableError, AbiMismatchError, ForeignProgramError or ConfigError."""
+        """cpumap: packets go on at their worker's core, where that is safe.
+
+        Raises BpfUnavailableError, AbiMismatchError, ForeignProgramError, ConfigError or OperatorError.
+        """
         self._pins = pins
         self._interfaces = interfaces
         self._modes = modes
@@ -98,7 +101,7 @@ class KernelDataPath:
         fleet_sockets: Sequence[Address],
         slots: Iterable[tuple[int, Sequence[socket.socket]]],
     ) -> None:
-        """Take every packet: configure, give each slot its sockets, steer to these slots alone, attach to interfaces."""
+        """Take every packet: configure, give each slot its sockets, steer to these slots alone."""
         # First what can fail: until it is done, whoever serves goes on.
         if self.was_adopted:
             self._attach()

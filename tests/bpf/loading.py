@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from relay.core.policy import RelayPolicy
-from relay.dataplane.bpf.abi import WorkerC
+from relay.dataplane.bpf.abi import Heartbeat, WorkerC
 from relay.dataplane.bpf.compiler import MapSizes
 from relay.dataplane.bpf.errors import BpfUnavailableError
 from relay.dataplane.bpf.maps import BpfMap
@@ -41,7 +41,9 @@ def bpf_expected() -> Iterator[None]:
 def beat(programs: RelayPrograms, *slots: int, ago_s: float = 0.0) -> None:
     """The workers of these slots have last beaten so long ago."""
     for slot in slots:
-        programs.beat(slot, WorkerC(pid=os.getpid(), beat_ns=time.monotonic_ns() - int(ago_s * 1e9)))
+        worker = WorkerC(pid=os.getpid(), beat_ns=time.monotonic_ns() - int(ago_s * 1e9))
+        programs.maps["workers"].put(slot, worker)
+        programs.maps["heartbeat"].put(0, Heartbeat(worker.beat_ns))
 
 
 def load(policy: RelayPolicy = PATIENT, sizes: MapSizes = SMALL) -> RelayPrograms:

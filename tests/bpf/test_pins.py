@@ -14,7 +14,7 @@ from host.errors import OperatorError
 from relay.core.flow_table import Flow, FlowKey
 from relay.dataplane.bpf import pins as pins_module
 from relay.dataplane.bpf import syscall
-from relay.dataplane.bpf.abi import ABI_VERSION, MAPS, WorkerC
+from relay.dataplane.bpf.abi import ABI_VERSION, MAPS, Heartbeat, WorkerC
 from relay.dataplane.bpf.compiler import MapSizes
 from relay.dataplane.bpf.errors import AbiMismatchError, BpfUnavailableError
 from relay.dataplane.bpf.flow_store import KernelFlowStore
@@ -99,7 +99,8 @@ def test_what_was_written_is_read_through_the_pins(pins: PinDir) -> None:
     with closing(programs):
         assert store_of(programs).write(FLOW)
         programs.steer([3])
-        programs.beat(3, WorkerC(pid=42, beat_ns=time.monotonic_ns()))
+        programs.maps["workers"].put(3, WorkerC(pid=42, beat_ns=time.monotonic_ns()))
+        programs.maps["heartbeat"].put(0, Heartbeat(time.monotonic_ns()))
         ids = program_ids(programs), map_ids(programs)
     opened = pins.open()
     with closing(opened):

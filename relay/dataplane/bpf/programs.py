@@ -18,13 +18,10 @@ from relay.dataplane.bpf.abi import (
     SIDE_FLEET,
     SIDE_PUBLIC,
     STEERING_SIZE,
-    CoreChoice,
     Endpoint,
-    Heartbeat,
     Listener,
     Network,
     Settings,
-    WorkerC,
 )
 from relay.dataplane.bpf.compiler import Loaded, MapSizes, load_programs, source_digest
 from relay.dataplane.bpf.maps import BpfMap
@@ -141,18 +138,9 @@ class RelayPrograms:
         """Take the socket out of a slot; its clients go to the next living one."""
         self.maps["sockets"].delete(group * MAX_SLOTS + slot)
 
-    def beat(self, slot: int, worker: WorkerC) -> None:
-        """Say that the worker of a slot lives."""
-        self.maps["workers"].put(slot, worker)
-        self.maps["heartbeat"].put(0, Heartbeat(worker.beat_ns))
-
     def counts(self) -> dict[Verdict, int]:
         """Packets by verdict, all CPUs added up."""
         return {verdict: sum(self.maps["verdicts"].get(verdict) or ()) for verdict in Verdict}
-
-    def core_counts(self) -> dict[CoreChoice, int]:
-        """Packets that were handed up, by what cpumap made of them; all CPUs added up."""
-        return {choice: sum(self.maps["core_choices"].get(choice) or ()) for choice in CoreChoice}
 
     def run(self, frame: bytes) -> tuple[int, bytes]:
         """Run the XDP program once on an Ethernet frame: (XDP action, frame as it left the program)."""
