@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 /* Sockets of one group, and so workers of one relay. */
 #define MAX_SLOTS 64
@@ -17,6 +17,8 @@
 /* A prime well above 100 times the slots of a usual relay, so that shares differ by less than 1 % (Maglev,
  * section 5.3). */
 #define STEERING_SIZE 16381
+/* Hosts with transceivers. */
+#define MAX_NEXT_HOPS 4096
 
 /* An IP address (IPv4 mapped into IPv6, RFC 4291 section 2.5.5.2) and a port, as they stand in packets. */
 struct endpoint {
@@ -25,8 +27,9 @@ struct endpoint {
 	__u8 pad[2];
 };
 
-/* Our own ufrags are 47 or 63 characters; the last byte stays 0. */
-#define UFRAG_BYTES 64
+/* The first characters of a sealed ufrag: its key id and the whole tag of AES-SIV, which no two ufrags share.
+ */
+#define UFRAG_TAG_BYTES 24
 
 /* What a flow is looked up by; `vip` is the address that packets arrive at. */
 struct flow_key {
@@ -42,19 +45,47 @@ enum flow_flag {
 	FLOW_IS_RELEASED = 8,
 };
 
-/* A client's way to its transceiver. Times are CLOCK_MONOTONIC nanoseconds; `up` is client to transceiver. */
+/* How a frame gets to a neighbour: out of which interface, with which addresses and VLAN tags, the outer one
+ * first. `ifindex` is 0 where none is known, `tag_proto` where there is no tag. MACs and tags stand as in
+ * frames.
+ */
+struct link_path {
+	__u32 ifindex;
+	__u8 to_mac[6];
+	__u8 from_mac[6];
+	__be16 tag_proto[2];
+	__be16 tag_tci[2];
+};
+
+/* A client's way to its transceiver. Times are CLOCK_MONOTONIC nanoseconds; `up` is client to transceiver.
+ * What is needed for each packet comes first. XDP writes `client_path`, counts and times of what it forwards,
+ * and FLOW_IS_RELEASED; a worker adds to the counts what it has forwarded.
+ */
 struct flow {
 	struct endpoint transceiver;
 	__u32 flags;
-	__u64 created_ns;
+	struct link_path client_path;
 	__u64 last_seen_ns;
-	__u64 ufrag_seen_ns;
-	__u64 down_seen_ns;
 	__u64 packets_up;
 	__u64 bytes_up;
 	__u64 packets_down;
 	__u64 bytes_down;
-	char server_ufrag[UFRAG_BYTES];
+	__u64 down_seen_ns;
+	__u64 ufrag_seen_ns;
+	__u64 created_ns;
+	char ufrag_tag[UFRAG_TAG_BYTES];
+};
+
+/* Key of the way to a transceiver's host. */
+struct host {
+	__u8 address[16];
+};
+
+/* Written by the supervisor, as routes, neighbours and links are now. `mtu` is that of the IP packet. */
+struct next_hop {
+	struct link_path path;
+	__u32 mtu;
+	__u32 pad;
 };
 
 enum side {
@@ -62,10 +93,18 @@ enum side {
 	SIDE_FLEET = 2,
 };
 
-/* An address and port that this relay listens on. */
+/* What forwarded bytes are counted by. */
+enum direction {
+	DIRECTION_UP = 0,
+	DIRECTION_DOWN = 1,
+	DIRECTION_COUNT,
+};
+
+/* An address and port that this relay listens on. `told` is the VIP that clients know a public one by. */
 struct listener {
 	__u32 side;
 	__u32 group;
+	struct endpoint told;
 };
 
 /* Written by the supervisor. Prefix masks are of mapped addresses, as they stand in packets. */
@@ -86,8 +125,15 @@ struct settings {
 	__u64 heartbeat_timeout_ns;
 	/* The inode of the network namespace whose interfaces have the program. */
 	__u64 network_namespace;
+	/* Where transceivers send to; port 0 where the fleet has no address of the family. */
+	struct endpoint fleet_ipv4;
+	struct endpoint fleet_ipv6;
 	/* What is handed up goes on at its worker's core, where that is possible. */
 	__u32 cpumap;
+	/* Assured flows are forwarded here. */
+	__u32 fastpath;
+	/* Of the interfaces with the program, the smallest: what is longer is handed up. */
+	__u32 mtu;
 	__u32 pad;
 };
 

@@ -6,12 +6,13 @@ from typing import NamedTuple, Self
 
 from wire.address import Address
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 SIDE_PUBLIC, SIDE_FLEET = 1, 2
 MAX_SLOTS = 64
 MAX_GROUPS = 16
 STEERING_SIZE = 16_381
-UFRAG_BYTES = 64
+MAX_NEXT_HOPS = 4096
+UFRAG_TAG_BYTES = 24
 COUNTER_CELLS = 512
 
 
@@ -49,28 +50,53 @@ class FlowKeyC(ctypes.Structure):
     _fields_ = (("client", Endpoint), ("vip", Endpoint))
 
 
+class LinkPath(ctypes.Structure):
+    """``struct link_path``: ``ifindex`` 0 where none is known; VLAN tags are in network order, the outer one first."""
+
+    _fields_ = (
+        ("ifindex", ctypes.c_uint32),
+        ("to_mac", ctypes.c_uint8 * 6),
+        ("from_mac", ctypes.c_uint8 * 6),
+        ("tag_proto", ctypes.c_uint16.__ctype_be__ * 2),
+        ("tag_tci", ctypes.c_uint16.__ctype_be__ * 2),
+    )
+
+
 class FlowC(ctypes.Structure):
     """``struct flow``; times are CLOCK_MONOTONIC nanoseconds."""
 
     _fields_ = (
         ("transceiver", Endpoint),
         ("flags", ctypes.c_uint32),
-        ("created_ns", ctypes.c_uint64),
+        ("client_path", LinkPath),
         ("last_seen_ns", ctypes.c_uint64),
-        ("ufrag_seen_ns", ctypes.c_uint64),
-        ("down_seen_ns", ctypes.c_uint64),
         ("packets_up", ctypes.c_uint64),
         ("bytes_up", ctypes.c_uint64),
         ("packets_down", ctypes.c_uint64),
         ("bytes_down", ctypes.c_uint64),
-        ("server_ufrag", ctypes.c_char * UFRAG_BYTES),
+        ("down_seen_ns", ctypes.c_uint64),
+        ("ufrag_seen_ns", ctypes.c_uint64),
+        ("created_ns", ctypes.c_uint64),
+        ("ufrag_tag", ctypes.c_char * UFRAG_TAG_BYTES),
     )
 
 
-class Listener(ctypes.Structure):
-    """``struct listener``: what one of our sockets is for."""
+class Host(ctypes.Structure):
+    """``struct host``: a key of ``next_hops``, IPv4 mapped."""
 
-    _fields_ = (("side", ctypes.c_uint32), ("group", ctypes.c_uint32))
+    _fields_ = (("address", ctypes.c_uint8 * 16),)
+
+
+class NextHop(ctypes.Structure):
+    """``struct next_hop``: the way to a transceiver's host; ``mtu`` in bytes of the IP packet."""
+
+    _fields_ = (("path", LinkPath), ("mtu", ctypes.c_uint32), ("pad", ctypes.c_uint32))
+
+
+class Listener(ctypes.Structure):
+    """``struct listener``: what one of our sockets is for; ``told`` is the VIP of a public one."""
+
+    _fields_ = (("side", ctypes.c_uint32), ("group", ctypes.c_uint32), ("told", Endpoint))
 
 
 class Settings(ctypes.Structure):
@@ -87,7 +113,11 @@ class Settings(ctypes.Structure):
         ("unknown_burst", ctypes.c_uint64),
         ("heartbeat_timeout_ns", ctypes.c_uint64),
         ("network_namespace", ctypes.c_uint64),
+        ("fleet_ipv4", Endpoint),
+        ("fleet_ipv6", Endpoint),
         ("cpumap", ctypes.c_uint32),
+        ("fastpath", ctypes.c_uint32),
+        ("mtu", ctypes.c_uint32),
         ("pad", ctypes.c_uint32),
     )
 
@@ -105,6 +135,13 @@ class CoreChoice(IntEnum):
     def label(self) -> str:
         """Its name for people and metrics."""
         return self.name.removeprefix("CORE_").lower()
+
+
+class Direction(IntEnum):
+    """``enum direction``: the index of ``forwarded_bytes``."""
+
+    DIRECTION_UP = 0
+    DIRECTION_DOWN = 1
 
 
 class Heartbeat(ctypes.Structure):
@@ -151,7 +188,10 @@ class Network(ctypes.Structure):
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "endpoint": Endpoint,
     "flow_key": FlowKeyC,
+    "link_path": LinkPath,
     "flow": FlowC,
+    "host": Host,
+    "next_hop": NextHop,
     "listener": Listener,
     "settings": Settings,
     "heartbeat": Heartbeat,
@@ -187,7 +227,7 @@ class MapLayout(NamedTuple):
 MAPS: dict[str, MapLayout] = {
     "settings": MapLayout(ARRAY, ctypes.c_uint32, Settings, "relay_settings"),
     "listeners": MapLayout(HASH, Endpoint, Listener, "listeners"),
-    "vips": MapLayout(HASH, Endpoint, ctypes.c_uint32, "vips"),
+    "vips": MapLayout(HASH, Endpoint, Endpoint, "vips"),
     "networks": MapLayout(LPM_TRIE, Network, ctypes.c_uint32, "networks"),
     "steering": MapLayout(ARRAY, ctypes.c_uint32, ctypes.c_uint32, "steering"),
     "sockets": MapLayout(REUSEPORT_SOCKARRAY, ctypes.c_uint32, ctypes.c_uint64, ""),
@@ -196,9 +236,11 @@ MAPS: dict[str, MapLayout] = {
     "workers": MapLayout(ARRAY, ctypes.c_uint32, WorkerC, "workers"),
     "counters": MapLayout(ARRAY, ctypes.c_uint32, WorkerCountersC, "counters"),
     "flows": MapLayout(HASH, FlowKeyC, FlowC, "flows"),
+    "next_hops": MapLayout(HASH, Host, NextHop, "next_hops"),
     "provisional": MapLayout(LRU_HASH, FlowKeyC, FlowC, "provisional"),
     "buckets": MapLayout(LRU_HASH, SourcePrefix, Bucket, "buckets"),
     "verdicts": MapLayout(PERCPU_ARRAY, ctypes.c_uint32, ctypes.c_uint64, "verdicts"),
+    "forwarded_bytes": MapLayout(PERCPU_ARRAY, ctypes.c_uint32, ctypes.c_uint64, "forwarded_bytes"),
     "core_choices": MapLayout(PERCPU_ARRAY, ctypes.c_uint32, ctypes.c_uint64, "core_choices"),
 }
 """Every map by the name of its pin."""
