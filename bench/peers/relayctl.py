@@ -1,0 +1,215 @@
+"""This relay, as ``relayctl start`` runs it with one worker: in XDP (its flows are written into its map), and in userspace
+(its flows are made by their clients)."""
+
+import contextlib
+import ctypes
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.errors import BenchError
+from bench.frames import FIRST_CLIENT, FIRST_PORT, FLOWS_A_CLIENT, flow_client
+from bench.peers.base import Relay, spp_ways
+from bench.peers.process import running, take_redirected
+from bench.rig import Load, Rig, processes
+from bench.topology import FLEET, PUBLIC, RELAY_FLEET, TRANSCEIVER, VIP, Topology
+from host.keystore import load_keys
+from host.state_dir import StateDir
+from relay.dataplane.bpf.abi import FlowC, FlowFlag, FlowKeyC
+from relay.dataplane.bpf.pins import PinDir
+from relay.dataplane.bpf.programs import RelayPrograms
+from relay.dataplane.bpf.syscall import update_batch
+from wire.keys import KeyRing
+from wire.spp import encode_header
+from wire.stun import write_binding_request
+from wire.ufrag import RouteHint, derive_ice_pwd, seal_ufrag
+
+RELAYCTL = Path(sys.executable).with_name("relayctl")
+_CONFIG = """
+[relay]
+transceiver_networks = ["198.51.100.0/24"]
+# all clients of the measurement are unknown at first, and come at once
+unknown_per_s = 1000000
+unknown_burst = 1000000
+max_assured_flows = {max_flows}
+max_provisional_flows = 131072
+"""
+_MEDIA = b"\x80\x6f" + bytes(98)
+_BATCH = 65_536
+_NEXT_HOP_S = 15.0
+_REFRESH_S = 20.0
+_ASSURED = FlowFlag.FLOW_IS_ASSURED | FlowFlag.FLOW_MEDIA_UP | FlowFlag.FLOW_MEDIA_DOWN
+
+
+@dataclass(frozen=True)
+class Running:
+    """A relayctl with its state directory."""
+
+    pids: list[int]
+    state_dir: Path
+    keys: KeyRing
+
+
+@contextlib.contextmanager
+def start(topology: Topology, flows: int, *arguments: str) -> Iterator[Running]:
+    """``relayctl start --role relay`` in the relay's namespace."""
+    with tempfile.TemporaryDirectory(prefix="relaybench-") as directory:
+        state_dir, config = Path(directory, "state"), Path(directory, "relayctl.toml")
+        state_dir.mkdir()
+        config.write_text(_CONFIG.format(max_flows=max(100_000, flows + flows // 4)))
+        command = [str(RELAYCTL), "start", "--role", "relay", "--state-dir", str(state_dir)]
+        command += ["--config", str(config), "--workers", "1", "--listen", str(VIP)]
+        command += ["--fleet-listen", str(RELAY_FLEET), *arguments]
+        log = Path(directory, "log")
+        with running(topology.relay, command, log, lambda said: "Ctrl-C stops" in said) as process:
+            keys = load_keys(StateDir(state_dir).keys_file)
+            yield Running(processes(process.pid), state_dir, keys)
+
+
+@contextlib.contextmanager
+def xdp(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
+    """Assured flows are forwarded by XDP; the worker makes one flow, for the relay to find the transceiver's host."""
+    interfaces = ("--interface", PUBLIC, "--interface", FLEET)
+    with contextlib.ExitStack() as stack:
+        relay = stack.enter_context(start(topology, flows, "--dataplane", "xdp", *interfaces))
+        programs = PinDir(relay.state_dir).open()
+        stack.callback(programs.close)
+        fill_flows(programs, flows)
+        with Clients(topology, relay.keys, 1) as clients:
+            clients.make_flows()
+        _wait_for_next_hop(programs)
+        last = time.monotonic()
+
+        def refresh() -> None:
+            nonlocal last
+            if time.monotonic() - last > _REFRESH_S:
+                fill_flows(programs, flows)
+                last = time.monotonic()
+
+        yield Relay(**spp_ways(), pids=(), refresh=refresh, learns_up=True)
+
+
+@contextlib.contextmanager
+def userspace(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
+    """Every packet goes through a Python worker."""
+    take_redirected(topology)
+    with contextlib.ExitStack() as stack:
+        relay = stack.enter_context(start(topology, flows, "--dataplane", "userspace"))
+        with Clients(topology, relay.keys, flows) as clients:
+            clients.make_flows()
+        ways = spp_ways()
+        load, last = Load(payloads=(100,), flows=flows, seconds=0.1, has_process=True), time.monotonic()
+
+        def refresh() -> None:
+            nonlocal last
+            if time.monotonic() - last > _REFRESH_S:
+                rig.prime(topology, ways["up"], load)
+                last = time.monotonic()
+
+        yield Relay(**ways, pids=relay.pids, refresh=refresh)
+
+
+def sealed_check(keys: KeyRing, transaction: bytes) -> bytes:
+    """A Binding request that this relay admits."""
+    issued_at = int(time.clock_gettime(time.CLOCK_REALTIME))
+    ufrag = seal_ufrag(keys, RouteHint(1, TRANSCEIVER, issued_at, os.urandom(5)))
+    return write_binding_request(transaction, f"{ufrag}:abcd", derive_ice_pwd(keys, ufrag).encode())
+
+
+class Clients:
+    """Sockets of the first clients, and one of the transceiver: they make flows as calls do."""
+
+    def __init__(self, topology: Topology, keys: KeyRing, flows: int) -> None:
+        self._keys = keys
+        with topology.transceiver:
+            self._transceiver = _bound(str(TRANSCEIVER.ip), TRANSCEIVER.port)
+        with topology.client:
+            clients = map(flow_client, range(flows))
+            self._sockets = [_bound(str(client.ip), client.port) for client in clients]
+
+    def __enter__(self) -> "Clients":
+        return self
+
+    def make_flows(self) -> None:
+        """A check, then media both ways, which makes a flow assured."""
+        vip, fleet = (str(VIP.ip), VIP.port), (str(RELAY_FLEET.ip), RELAY_FLEET.port)
+        for flow, sock in enumerate(self._sockets):
+            sock.sendto(sealed_check(self._keys, os.urandom(12)), vip)
+            self._transceiver.recv(2048)
+            sock.sendto(_MEDIA, vip)
+            self._transceiver.recv(2048)
+            self._transceiver.sendto(encode_header(flow_client(flow), VIP) + _MEDIA, fleet)
+            sock.recv(2048)
+
+    def __exit__(self, *exc_info: object) -> None:
+        for sock in (self._transceiver, *self._sockets):
+            sock.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.bind((host, port))
+    return sock
+
+
+def fill_flows(programs: RelayPrograms, flows: int) -> None:
+    """Write the first flows into the relay's map, as if they had been calls until now."""
+    for first in range(0, flows, _BATCH):
+        keys, values = flow_records(first, min(_BATCH, flows - first), time.monotonic_ns())
+        count = len(keys)
+        update_batch(
+            programs.maps["flows"].fd,
+            (FlowKeyC * count).from_buffer(keys),
+            (FlowC * count).from_buffer(values),
+            count,
+        )
+
+
+def flow_records(first: int, count: int, now_ns: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Keys and values of the map for these flows."""
+    numbers = np.arange(first, first + count)
+    keys, values = np.zeros(count, np.dtype(FlowKeyC)), np.zeros(count, np.dtype(FlowC))
+    host = keys["client"]["host"]
+    host[:, 10:12] = 255
+    host[:, 12:] = (FIRST_CLIENT + numbers // FLOWS_A_CLIENT).astype(">u4").view(np.uint8).reshape(-1, 4)
+    keys["client"]["port"] = FIRST_PORT + numbers % FLOWS_A_CLIENT
+    keys["vip"]["host"] = np.frombuffer(VIP.mapped, np.uint8)
+    keys["vip"]["port"] = VIP.port
+    values["transceiver"]["host"] = np.frombuffer(TRANSCEIVER.mapped, np.uint8)
+    values["transceiver"]["port"] = TRANSCEIVER.port
+    values["flags"] = _ASSURED
+    for name in ("last_seen_ns", "down_seen_ns", "ufrag_seen_ns", "created_ns"):
+        values[name] = now_ns
+    return keys, values
+
+
+def _wait_for_next_hop(programs: RelayPrograms) -> None:
+    deadline = time.monotonic() + _NEXT_HOP_S
+    while not any(True for _ in programs.maps["next_hops"].items()):
+        if time.monotonic() > deadline:
+            raise BenchError("the relay found no way to the transceiver's host for XDP")
+        time.sleep(0.1)
+
+
+def map_memory(fd: int) -> int:
+    """Bytes that the kernel has set aside for a map."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        if line.startswith("memlock:"):
+            return int(line.split()[1])
+    raise BenchError("the kernel does not tell the memory of a map")
+
+
+def record_bytes() -> int:
+    """Key and value of one flow."""
+    return ctypes.sizeof(FlowKeyC) + ctypes.sizeof(FlowC)
+
