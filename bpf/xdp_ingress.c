@@ -11,31 +11,13 @@
 #include "maps.h"
 #include "steering.h"
 #include "checksum.h"
+#include "webrtc.h"
+#include "fastpath.h"
 
-#define MAX_DATAGRAM_BYTES 2048
-#define STUN_HEADER_BYTES 20
-#define STUN_COOKIE 0x2112a442
-#define SPP_HEADER_BYTES 38
-#define SPP_MAGIC 0x56ec
 #define NANO 1000000000ULL
 
 /* Not one of ours: the kernel's own business, which no counter should hold. */
 #define NOT_OURS VERDICT_COUNT
-
-struct stun_header {
-	__be16 type;
-	__be16 length;
-	__be32 cookie;
-};
-
-/* Cloudflare's Simple Proxy Protocol for UDP. */
-struct spp_header {
-	__be16 magic;
-	__u8 client[16];
-	__u8 proxy[16];
-	__be16 client_port;
-	__be16 proxy_port;
-} __attribute__((packed));
 
 /* The rules of AddressRules.may_be_client, but for our own sockets. */
 static __always_inline int is_martian(const __u8 host[16], int is_ipv4_packet,
@@ -133,25 +115,19 @@ static __always_inline int is_worker_alive(const struct settings *settings, __u6
 	return beat && is_recent(beat->beat_ns, settings, now);
 }
 
-/* RFC 7983 section 7; STUN is checked as far as its header goes. */
+/* STUN is checked as far as its header goes. */
 static __always_inline enum verdict check_protocol(const struct datagram *datagram, void *end)
 {
-	struct stun_header *stun = (void *)datagram->payload;
-	__u8 first;
+	const __u8 *payload = datagram->payload;
 
-	if ((void *)(datagram->payload + 1) > end)
+	if ((void *)(payload + 1) > end)
 		return DROP_MALFORMED;
-	first = datagram->payload[0];
-	if ((first >= 20 && first <= 63) || (first >= 128 && first <= 191))
+	if (is_media(*payload))
 		return HAND_UP;
-	if (first > 3)
+	if (!is_stun(*payload))
 		return DROP_NOT_WEBRTC;
-	if (datagram->payload_length < STUN_HEADER_BYTES || (void *)(stun + 1) > end)
-		return DROP_STUN_MALFORMED;
-	if (stun->cookie != htonl(STUN_COOKIE) || (ntohs(stun->length) & 3) ||
-	    ntohs(stun->length) + STUN_HEADER_BYTES != datagram->payload_length)
-		return DROP_STUN_MALFORMED;
-	return HAND_UP;
+	return has_stun_header((void *)payload, end, datagram->payload_length) ? HAND_UP
+									       : DROP_STUN_MALFORMED;
 }
 
 static __always_inline enum verdict receive_from_client(struct datagram *datagram, void *end,
@@ -210,27 +186,21 @@ static __always_inline enum verdict receive_from_fleet(struct datagram *datagram
 }
 
 /* `client` becomes the one that the packet is of, or for. */
-static __always_inline __u32 judge(struct xdp_md *ctx, struct datagram *datagram, struct endpoint *client)
+static __always_inline __u32 judge(struct datagram *datagram, void *end, const struct settings *settings,
+				   struct endpoint *client)
 {
-	struct cursor cursor = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
-	struct settings *settings;
-	struct listener *listener;
-	__u32 zero = 0;
+	struct listener *listener = listeners.lookup(&datagram->destination);
 
-	if (parse_datagram(&cursor, datagram))
-		return NOT_OURS;
-	listener = listeners.lookup(&datagram->destination);
-	settings = relay_settings.lookup(&zero);
-	if (!listener || !settings)
+	if (!listener)
 		return NOT_OURS;
 	if (datagram->is_malformed)
 		return DROP_MALFORMED;
 	if (datagram->is_fragment)
 		return DROP_FRAGMENT;
 	if (listener->side == SIDE_FLEET)
-		return receive_from_fleet(datagram, cursor.end, settings, client);
+		return receive_from_fleet(datagram, end, settings, client);
 	*client = datagram->source;
-	return receive_from_client(datagram, cursor.end, settings);
+	return receive_from_client(datagram, end, settings);
 }
 
 /* The core that this packet should go on at. cpumap drops the mark of a checksum that the sender has left to
@@ -262,14 +232,13 @@ static __always_inline enum core_choice choose_core(struct xdp_md *ctx, const st
 
 /* To the sockets: at once, or by way of the worker's core. */
 static __always_inline int hand_up(struct xdp_md *ctx, const struct datagram *datagram,
-				   const struct endpoint *client)
+				   const struct endpoint *client, const struct settings *settings)
 {
 	/* To the verifier the difference is any number: one state for all kinds of headers. */
 	__u64 offset = (void *)datagram->payload - (void *)(long)ctx->data - sizeof(struct udphdr);
-	__u32 zero = 0, core = 0, choice;
-	struct settings *settings = relay_settings.lookup(&zero);
+	__u32 core = 0, choice;
 
-	if (!settings || !settings->cpumap)
+	if (!settings->cpumap)
 		return XDP_PASS;
 	choice = choose_core(ctx, datagram, client, offset, settings, &core);
 	/* The answer for a core that is not in the map is the one that is given here. */
@@ -281,12 +250,21 @@ static __always_inline int hand_up(struct xdp_md *ctx, const struct datagram *da
 
 int xdp_ingress(struct xdp_md *ctx)
 {
+	struct cursor cursor = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
 	struct datagram datagram = {};
 	struct endpoint client = {};
-	__u32 verdict = judge(ctx, &datagram, &client);
+	struct settings *settings;
+	__u32 zero = 0, verdict;
+	int action = XDP_ABORTED;
 
+	settings = relay_settings.lookup(&zero);
+	if (!settings || parse_datagram(&cursor, &datagram))
+		return XDP_PASS;
+	if (settings->fastpath && forward_assured(ctx, &datagram, cursor.end, settings, &action))
+		return action;
+	verdict = judge(&datagram, cursor.end, settings, &client);
 	if (verdict >= VERDICT_COUNT)
 		return XDP_PASS;
 	verdicts.increment(verdict);
-	return verdict == HAND_UP ? hand_up(ctx, &datagram, &client) : XDP_DROP;
+	return verdict == HAND_UP ? hand_up(ctx, &datagram, &client, settings) : XDP_DROP;
 }

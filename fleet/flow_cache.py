@@ -18,7 +18,7 @@ class FlowRecord:
     client: Address
     vip: Address
     transceiver: Address
-    server_ufrag: str
+    ufrag_tag: str
 
     def to_json(self) -> dict[str, str]:
         """The form on the channel between workers and supervisor."""
@@ -26,7 +26,7 @@ class FlowRecord:
             "client": str(self.client),
             "vip": str(self.vip),
             "transceiver": str(self.transceiver),
-            "server_ufrag": self.server_ufrag,
+            "ufrag_tag": self.ufrag_tag,
         }
 
     @classmethod
@@ -35,7 +35,7 @@ class FlowRecord:
         client, vip, transceiver = (
             Address.parse(document[name]) for name in ("client", "vip", "transceiver")
         )
-        return cls(client, vip, transceiver, document["server_ufrag"])
+        return cls(client, vip, transceiver, document["ufrag_tag"])
 
 
 class FlowCache:

@@ -75,7 +75,7 @@ class Worker:
         now = time.monotonic()
         for record in records:
             key = FlowKey(record.client, record.vip)
-            self._core.adopt(key, record.transceiver, record.server_ufrag, now)
+            self._core.adopt(key, record.transceiver, record.ufrag_tag, now)
 
     def run(self) -> None:
         """Serve until told to end."""
@@ -141,7 +141,7 @@ class Worker:
     def _tell(self, notice: FlowNotice) -> None:
         flow = notice.flow
         if flow.assured and self._control is not None:
-            record = FlowRecord(*flow.key, flow.transceiver, flow.server_ufrag)
+            record = FlowRecord(*flow.key, flow.transceiver, flow.ufrag_tag)
             event = "flow_ended" if notice.ended else "flow_assured"
             self._control.send({"event": event, "flow": record.to_json()})
 

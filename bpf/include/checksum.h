@@ -19,6 +19,8 @@
 #define CHECKED_MASK 0x7ff
 /* Ethernet, two VLAN tags, IPv6: 62. */
 #define UDP_OFFSET_MASK 0x7f
+/* The same with UDP's header and SPP's: 108. */
+#define PAYLOAD_OFFSET_MASK 0x7f
 
 /* The compiler knows nothing of the value behind this, and so cannot make it of others in a way that the
  * verifier does not follow.
@@ -101,6 +103,23 @@ static __always_inline __u64 sum_pseudo_header(const struct datagram *datagram, 
 {
 	return sum_words(datagram->source.host, 4) + sum_words(datagram->destination.host, 4) +
 	       htons(IPPROTO_UDP) + htons(length);
+}
+
+/* Ports and length that `udp_words` will write, with the pseudo header. `length` is that of header and
+ * payload. */
+static __always_inline __u64 sum_udp_headers(const struct endpoint *source,
+					     const struct endpoint *destination, __u64 length)
+{
+	return sum_words(source->host, 4) + sum_words(destination->host, 4) + htons(IPPROTO_UDP) +
+	       2 * (__u64)htons(length) + source->port + destination->port;
+}
+
+/* Of a sum with nothing in the place of the checksum; 0 would say that there is none (RFC 768). */
+static __always_inline __u16 complete_checksum(__u64 sum)
+{
+	__u16 check = ~fold(sum);
+
+	return check ? check : 0xffff;
 }
 
 /* `offset` is where UDP begins in the frame, `length` that of header and payload. A sender that leaves the

@@ -11,14 +11,19 @@
 #include <uapi/linux/ipv6.h>
 #include <uapi/linux/udp.h>
 
+#include "abi.h"
+
 /* Every machine that a relay runs on is little-endian. */
 #define htons(value) ((__be16)__builtin_bswap16(value))
 #define ntohs(value) ((__u16)__builtin_bswap16(value))
 #define htonl(value) ((__be32)__builtin_bswap32(value))
+#define ntohl(value) ((__u32)__builtin_bswap32(value))
 
 #define MAX_VLAN_TAGS 2
 #define IP_FRAGMENT_OFFSET 0x1fff
 #define IP_MORE_FRAGMENTS 0x2000
+#define IPV6_CLASS_SHIFT 20
+#define IPV6_CLASS_AND_LABEL 0x0fffffff
 
 struct cursor {
 	void *at;
@@ -36,13 +41,19 @@ struct datagram {
 	struct endpoint destination;
 	__u8 *payload;
 	__u32 payload_length;
+	/* As IPv6 has them, in host order: traffic class (DSCP and ECN) and flow label, which is 0 for IPv4.
+	 */
+	__u32 class_and_label;
+	__u32 hop_limit;
+	__be16 tag_proto[MAX_VLAN_TAGS];
+	__be16 tag_tci[MAX_VLAN_TAGS];
 	/* More fragments follow this first one. */
 	__u32 is_fragment;
 	/* The lengths in the headers contradict each other or the frame. */
 	__u32 is_malformed;
 };
 
-static __always_inline int parse_ethernet(struct cursor *cursor)
+static __always_inline int parse_ethernet(struct cursor *cursor, struct datagram *datagram)
 {
 	struct ethhdr *ethernet = cursor->at;
 	__be16 proto;
@@ -60,6 +71,8 @@ static __always_inline int parse_ethernet(struct cursor *cursor)
 		if ((void *)(tag + 1) > cursor->end)
 			return -1;
 		cursor->at = tag + 1;
+		datagram->tag_proto[i] = proto;
+		datagram->tag_tci[i] = tag->tci;
 		proto = tag->proto;
 	}
 	return ntohs(proto);
@@ -96,6 +109,8 @@ static __always_inline int parse_ipv4(struct cursor *cursor, struct datagram *da
 	total = ntohs(ip->tot_len);
 	datagram->is_fragment = !!(fragment & IP_MORE_FRAGMENTS);
 	datagram->is_malformed = total < sizeof(*ip);
+	datagram->class_and_label = ip->tos << IPV6_CLASS_SHIFT;
+	datagram->hop_limit = ip->ttl;
 	map_ipv4(datagram->source.host, ip->saddr);
 	map_ipv4(datagram->destination.host, ip->daddr);
 	*length = total - sizeof(*ip);
@@ -112,6 +127,8 @@ static __always_inline int parse_ipv6(struct cursor *cursor, struct datagram *da
 		return -1;
 	__builtin_memcpy(datagram->source.host, &ip->saddr, 16);
 	__builtin_memcpy(datagram->destination.host, &ip->daddr, 16);
+	datagram->class_and_label = ntohl(*(__be32 *)ip) & IPV6_CLASS_AND_LABEL;
+	datagram->hop_limit = ip->hop_limit;
 	*length = ntohs(ip->payload_len);
 	cursor->at = ip + 1;
 	return ip->nexthdr;
@@ -142,7 +159,7 @@ static __always_inline int parse_udp(struct cursor *cursor, struct datagram *dat
 static __always_inline int parse_datagram(struct cursor *cursor, struct datagram *datagram)
 {
 	__u32 length = 0;
-	int proto = parse_ethernet(cursor);
+	int proto = parse_ethernet(cursor, datagram);
 
 	if (proto == ETH_P_IP)
 		proto = parse_ipv4(cursor, datagram, &length);

@@ -38,12 +38,12 @@ class FlowKey(NamedTuple):
 class Flow:
     """One entry. Times are monotonic seconds; ``up`` is client → transceiver.
 
-    ``released``: the transceiver said goodbye. ``stored``: the store that workers share has it.
+    ``released``: the transceiver said goodbye. ``stored``: the store that workers share has it, with ``stored_counts``.
     """
 
     key: FlowKey
     transceiver: Address
-    server_ufrag: str
+    ufrag_tag: str
     ufrag_seen_at: float
     created_at: float
     last_seen: float
@@ -58,6 +58,32 @@ class Flow:
     bytes_up: int = 0
     packets_down: int = 0
     bytes_down: int = 0
+    stored_counts: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """Packets and bytes up, then down."""
+        return self.packets_up, self.bytes_up, self.packets_down, self.bytes_down
+
+    def is_same_session(self, other: "Flow") -> bool:
+        """Whether both are of one session, in the same state."""
+        ours, theirs = (self.transceiver, self.ufrag_tag), (other.transceiver, other.ufrag_tag)
+        return ours == theirs and self.assured == other.assured
+
+    def catch_up(self, shared: "Flow") -> None:
+        """Add what is not stored yet to what others, XDP among them, have seen and stored of the session."""
+        if shared.down_seen_at > self.down_seen_at:
+            self.released = shared.released
+        self.media_up |= shared.media_up
+        self.media_down |= shared.media_down
+        self.last_seen = max(self.last_seen, shared.last_seen)
+        self.ufrag_seen_at = max(self.ufrag_seen_at, shared.ufrag_seen_at)
+        self.down_seen_at = max(self.down_seen_at, shared.down_seen_at)
+        self.packets_up, self.bytes_up, self.packets_down, self.bytes_down = (
+            there + here - before
+            for there, here, before in zip(shared.counts, self.counts, self.stored_counts, strict=True)
+        )
+        self.stored_counts = shared.counts
 
 
 _Flows = OrderedDict[FlowKey, Flow]
@@ -79,21 +105,21 @@ class _ProvisionalFlows:
         self._by_prefix.setdefault(self._policy.source_prefix(flow.key.client.host), OrderedDict())[
             flow.key
         ] = flow
-        self._by_ufrag.setdefault(flow.server_ufrag, OrderedDict())[flow.key] = flow
+        self._by_ufrag.setdefault(flow.ufrag_tag, OrderedDict())[flow.key] = flow
 
     def pop(self, key: FlowKey) -> Flow | None:
         """Take a flow out of every index."""
         flow = self.flows.pop(key, None)
         if flow is not None:
             _discard(self._by_prefix, self._policy.source_prefix(key.client.host), key)
-            _discard(self._by_ufrag, flow.server_ufrag, key)
+            _discard(self._by_ufrag, flow.ufrag_tag, key)
         return flow
 
     def make_room(self, flow: Flow) -> list[Flow]:
         """Evict the oldest of each group that is at its cap; called before ``put``."""
         policy = self._policy
         groups: tuple[tuple[_Flows, int], ...] = (
-            (self._by_ufrag.get(flow.server_ufrag, OrderedDict()), policy.max_addresses_per_ufrag),
+            (self._by_ufrag.get(flow.ufrag_tag, OrderedDict()), policy.max_addresses_per_ufrag),
             (
                 self._by_prefix.get(policy.source_prefix(flow.key.client.host), OrderedDict()),
                 policy.max_provisional_per_prefix,
@@ -155,10 +181,10 @@ class FlowTable:
         """The flow of that client on that VIP."""
         return self._assured.get(key) or self._provisional.flows.get(key)
 
-    def create(self, key: FlowKey, transceiver: Address, server_ufrag: str, now: float) -> list[Flow]:
+    def create(self, key: FlowKey, transceiver: Address, ufrag_tag: str, now: float) -> list[Flow]:
         """Put a provisional flow in place of whatever the key had. Returns the flows evicted for it."""
         self.remove(key)
-        flow = Flow(key, transceiver, server_ufrag, now, now, now)
+        flow = Flow(key, transceiver, ufrag_tag, now, now, now)
         evicted = self._provisional.make_room(flow)
         self._provisional.put(flow)
         return evicted

@@ -17,6 +17,7 @@ from wire.errors import WireError, WireFault
 from wire.keys import KeyRing
 from wire.spp import HEADER_BYTES, decode_header_untrusted, encode_header
 from wire.stun import StunMessage, parse_stun_untrusted
+from wire.ufrag import ufrag_tag
 
 # Above the largest UDP payload of a 1500-byte path by a margin; what is larger is no WebRTC packet.
 MAX_DATAGRAM_BYTES = 2048
@@ -63,7 +64,8 @@ class RelayCore:
     """One worker's decisions. ``now`` is monotonic seconds; unix time comes with ``handle_timer``.
 
     A flow that the worker does not have, or that was silent for _FRESH_S, is looked up in the ``store``, if there is one:
-    another worker may have made, moved or ended it meanwhile.
+    another worker may have made, moved or ended it meanwhile. XDP notes there what it forwards, so whether a session is
+    silent is always asked there: else indications, which reach a worker, would make an old copy look fresh.
     """
 
     def __init__(
@@ -128,13 +130,13 @@ class RelayCore:
         self._unix_s = unix_s
         self._note_ends(self.flows.expire(now), FlowEvent.FLOW_EXPIRED)
 
-    def adopt(self, key: FlowKey, transceiver: Address, server_ufrag: str, now: float) -> bool:
+    def adopt(self, key: FlowKey, transceiver: Address, tag: str, now: float) -> bool:
         """Go on with an assured flow of a worker that ended. False if it is not ours to carry, or there is no room."""
         if key.vip not in self._vip_index or not self._rules.may_be_transceiver(transceiver.host):
             return False
         if self.flows.get(key) is not None:
             return False
-        if not self.flows.assure(Flow(key, transceiver, server_ufrag, now, now, now)):
+        if not self.flows.assure(Flow(key, transceiver, tag, now, now, now)):
             return False
         self.events[FlowEvent.FLOW_ADOPTED] += 1
         return True
@@ -144,7 +146,7 @@ class RelayCore:
         return self._notices.popleft() if self._notices else None
 
     def _receive_stun(self, datagram: bytes, key: FlowKey, now: float) -> Outcome:
-        flow = self._find(key, now)
+        flow = self._find(key, now, anew=True)
         try:
             message = parse_stun_untrusted(datagram)
             if not message.is_binding_request:
@@ -152,7 +154,7 @@ class RelayCore:
             server_ufrag, _ = message.ufrags_untrusted
         except WireError as error:
             return Outcome(_STUN_VERDICTS[error.fault])
-        if flow is not None and flow.assured and flow.server_ufrag == server_ufrag:
+        if flow is not None and flow.assured and flow.ufrag_tag == ufrag_tag(server_ufrag):
             # The transceiver checks the integrity; the kernel path does the same with a dead control plane.
             flow.ufrag_seen_at = now
             return self._forward_up(Verdict.FORWARD_STUN, datagram, flow, now)
@@ -172,24 +174,24 @@ class RelayCore:
             hint = self._admission.admit(datagram, message, server_ufrag, self._unix_s)
         except RefusedError as refused:
             return Outcome(refused.verdict)
-        flow = self._flow_for_request(known, key, hint.transceiver, server_ufrag, now)
+        flow = self._flow_for_request(known, key, hint.transceiver, ufrag_tag(server_ufrag), now)
         if flow is None:
             header = encode_header(key.client, key.vip)
             return Outcome(Verdict.FORWARD_STUN, header + datagram, hint.transceiver)
         return self._forward_up(Verdict.FORWARD_STUN, datagram, flow, now)
 
     def _flow_for_request(
-        self, flow: Flow | None, key: FlowKey, transceiver: Address, server_ufrag: str, now: float
+        self, flow: Flow | None, key: FlowKey, transceiver: Address, tag: str, now: float
     ) -> Flow | None:
         """The flow that an admitted request belongs to; None if another session's assured flow holds the address."""
-        if flow is not None and flow.server_ufrag == server_ufrag:
+        if flow is not None and flow.ufrag_tag == tag:
             flow.ufrag_seen_at = now
             return flow
         if flow is not None and flow.assured:
             if flow.transceiver == transceiver:
                 # An ICE restart: the packets go to the same place under either ufrag.
                 if now - flow.ufrag_seen_at >= self._policy.contest_s:
-                    flow.server_ufrag, flow.ufrag_seen_at = server_ufrag, now
+                    flow.ufrag_tag, flow.ufrag_seen_at = tag, now
                     self._notices.append(FlowNotice(flow, ended=False))
                 return flow
             # What the transceiver sends, no client can forge: while it talks, the session lives.
@@ -200,20 +202,23 @@ class RelayCore:
             self.events[FlowEvent.FLOW_MOVED] += 1
             self._notices.append(FlowNotice(flow, ended=True))
         self.events[FlowEvent.FLOW_CREATED] += 1
-        self._note_ends(self.flows.create(key, transceiver, server_ufrag, now), FlowEvent.FLOW_EVICTED)
+        self._note_ends(self.flows.create(key, transceiver, tag, now), FlowEvent.FLOW_EVICTED)
         created = self.flows.get(key)
         assert created is not None  # it has just been made
         self._notices.append(FlowNotice(created, ended=False))
         return created
 
-    def _find(self, key: FlowKey, now: float) -> Flow | None:
-        """The flow of a key, here or in the store."""
+    def _find(self, key: FlowKey, now: float, *, anew: bool = False) -> Flow | None:
+        """The flow of a key, here or in the store. ``anew``: with what XDP has seen of it just now."""
         own = self.flows.get(key)
-        if self._store is None or (own is not None and now - own.last_seen < _FRESH_S):
+        if self._store is None or (own is not None and now - own.last_seen < _FRESH_S and not anew):
             return own
         shared = self._store.read(key)
         if own is not None:
-            if _is_still_right(own, shared):
+            if shared is not None and own.is_same_session(shared):
+                own.catch_up(shared)
+                return own
+            if not own.stored and (shared is None or shared.last_seen <= own.last_seen):
                 return own
             self.flows.remove(key)
             own.stored = False
@@ -234,7 +239,7 @@ class RelayCore:
         """Count and tell of flows that are gone, but for those that another worker carries on."""
         for flow in flows:
             shared = self._store.read(flow.key) if self._store else None
-            if shared is not None and (shared.last_seen > flow.last_seen or not _is_same(shared, flow)):
+            if shared is not None and (shared.last_seen > flow.last_seen or not flow.is_same_session(shared)):
                 flow.stored = False
                 continue
             self.events[event] += 1
@@ -275,18 +280,3 @@ class RelayCore:
         elif not flow.refused:
             flow.refused = True
             self.events[FlowEvent.FLOW_REFUSED] += 1
-
-
-def _is_still_right(own: Flow, shared: Flow | None) -> bool:
-    """Whether a worker's own copy stands against what is stored: no other worker has moved, ended or used the flow."""
-    if shared is None:
-        return not own.stored
-    return shared.last_seen <= own.last_seen and (not own.stored or _is_same(own, shared))
-
-
-def _is_same(one: Flow, other: Flow) -> bool:
-    return (one.transceiver, one.server_ufrag, one.assured) == (
-        other.transceiver,
-        other.server_ufrag,
-        other.assured,
-    )

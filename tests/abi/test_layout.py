@@ -71,9 +71,9 @@ def test_constants_are_the_same(c_facts: dict[str, dict[str, tuple[int, int]]]) 
     members = {name: member.value for kind in _ENUMS for name, member in kind.__members__.items()}
     in_c = {name: value for name, (_, value) in c_facts["-"].items()}
     assert set(members) <= set(in_c)
-    counts = {"CORE_CHOICE_COUNT": len(abi.CoreChoice)}
+    counts = {"CORE_CHOICE_COUNT": len(abi.CoreChoice), "DIRECTION_COUNT": len(abi.Direction)}
     assert in_c == {name: ({**members, **counts}).get(name, getattr(abi, name, None)) for name in in_c}
-    assert {"ABI_VERSION", "UFRAG_BYTES", "COUNTER_CELLS", "FLOW_IS_RELEASED", "SIDE_FLEET"} <= set(in_c)
+    assert {"ABI_VERSION", "UFRAG_TAG_BYTES", "COUNTER_CELLS", "FLOW_IS_RELEASED", "SIDE_FLEET"} <= set(in_c)
 
 
 def test_every_struct_of_the_header_is_mirrored() -> None:

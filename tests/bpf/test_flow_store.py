@@ -77,7 +77,7 @@ def stored(shared: Stored) -> Stored:
 
 def flow(number: int = 0, *, assured: bool = False, last_seen: float = 10.0, vip: Address = VIP_V4) -> Flow:
     client = Address(CLIENT_V4.host, 1024 + number) if vip.family == 4 else CLIENT_V6
-    return Flow(FlowKey(client, vip), CALL.transceiver, CALL.ufrag, 9.0, 8.0, last_seen, assured=assured)
+    return Flow(FlowKey(client, vip), CALL.transceiver, CALL.tag, 9.0, 8.0, last_seen, assured=assured)
 
 
 def values(one: Flow) -> dict[str, object]:
@@ -94,7 +94,7 @@ VIPS = st.sampled_from([vip.address for vip in POLICY.vips])
 # Seconds since boot: up to ten years, of which a float knows a tenth of a microsecond.
 TIMES = st.floats(min_value=0, max_value=3e8)
 COUNTS = st.integers(0, 2**64 - 1)
-UFRAGS = st.text(string.ascii_letters + string.digits + "+/", min_size=1, max_size=63)
+UFRAGS = st.text(string.ascii_letters + string.digits + "+/", min_size=1, max_size=24)
 FLOWS = st.builds(
     Flow,
     st.builds(FlowKey, ADDRESSES, VIPS),
@@ -114,7 +114,7 @@ FLOWS = st.builds(
     bytes_down=COUNTS,
 )
 # a worker's own, which no other has a use for
-NOT_STORED = {"refused", "stored"}
+NOT_STORED = {"refused", "stored", "stored_counts"}
 
 
 @given(flow=FLOWS)
@@ -150,27 +150,27 @@ def test_the_kernel_reads_what_was_written(stored: Stored) -> None:
     assert times == (8_000_000_000, 10_000_000_000, 9_000_000_000, 7_500_000_000)
     counts = value.packets_up, value.bytes_up, value.packets_down, value.bytes_down
     assert counts == (11, 0, 0, 12)
-    assert value.server_ufrag == CALL.ufrag.encode()
+    assert value.ufrag_tag == CALL.tag.encode()
 
 
-@pytest.mark.parametrize(("length", "fits"), [(0, True), (1, True), (63, True), (64, False), (256, False)])
-def test_ufrag_is_at_most_63_characters(stored: Stored, length: int, fits: bool) -> None:
+@pytest.mark.parametrize("length", [0, 1, 23, 24])
+def test_tag_is_stored_whole(stored: Stored, length: int) -> None:
     named = flow()
-    named.server_ufrag = "a" * length
-    assert stored.store.write(named) is fits
-    assert named.stored is fits
+    named.ufrag_tag = "a" * length
+    assert stored.store.write(named)
     read = stored.store.read(named.key)
-    assert (read.server_ufrag if read else None) == ("a" * length if fits else None)
+    assert read is not None
+    assert read.ufrag_tag == "a" * length
 
 
 def test_flows_of_one_client_on_two_vips_are_two(stored: Stored) -> None:
     one, other = flow(), flow(vip=OTHER_VIP_V4)
     assert one.key.client == other.key.client
-    other.server_ufrag = "other"
+    other.ufrag_tag = "other"
     assert stored.store.write(one)
     assert stored.store.write(other)
     read = [stored.store.read(each.key) for each in (one, other)]
-    assert [each and each.server_ufrag for each in read] == [CALL.ufrag, "other"]
+    assert [each and each.ufrag_tag for each in read] == [CALL.tag, "other"]
 
 
 def test_an_unknown_flow_reads_as_none(stored: Stored) -> None:
@@ -240,12 +240,18 @@ def last_seen_stored(stored: Stored, flows: list[Flow]) -> list[float]:
     return [each.last_seen if each else NEVER for each in read]
 
 
+def carry_packet(carrying: Flow, now: float) -> None:
+    carrying.packets_up += 1
+    carrying.last_seen = now
+
+
 def test_refresh_writes_stored_flows_that_carried_packets_since_the_last_round(stored: Stored) -> None:
     quiet, busy, unstored = flows = [flow(0), flow(1), flow(2)]
     for each in (quiet, busy):
         assert stored.store.write(each)
     stored.store.refresh(flows, now=10.0)
-    busy.last_seen = unstored.last_seen = 12.0
+    carry_packet(busy, 12.0)
+    carry_packet(unstored, 12.0)
     quiet.packets_up, quiet.last_seen = 5, 9.9  # would show if it were written
     stored.store.refresh(flows, now=13.0)
     assert last_seen_stored(stored, flows) == [10.0, 12.0, NEVER]
@@ -253,7 +259,7 @@ def test_refresh_writes_stored_flows_that_carried_packets_since_the_last_round(s
     stored.store.refresh(flows, now=16.0)
     read = stored.store.read(busy.key)
     assert read is not None
-    assert read.packets_up == 0
+    assert read.packets_up == 1
     quiet.last_seen = 17.0
     stored.store.refresh(flows, now=19.0)
     assert last_seen_stored(stored, flows) == [17.0, 12.0, NEVER]
@@ -275,21 +281,56 @@ def test_refresh_does_not_overwrite_what_another_worker_has_gone_on_with(stored:
     ours = flow()
     assert stored.store.write(ours)
     stored.store.refresh([ours], now=10.0)
-    ours.last_seen = 10.9
+    carry_packet(ours, 10.9)
     other = KernelFlowStore(stored.assured.fd, stored.provisional.fd, POLICY.vips)
     theirs = other.read(ours.key)
     assert theirs is not None
-    theirs.last_seen, theirs.assured, theirs.server_ufrag = 11.5, True, "other"
+    theirs.last_seen, theirs.assured, theirs.ufrag_tag = 11.5, True, "other"
     assert other.write(theirs)
     stored.store.refresh([ours], now=13.0)
     assert stored.places(ours) == "assured"
     read = other.read(ours.key)
     assert read is not None
-    assert (read.server_ufrag, read.last_seen) == ("other", 11.5)
-    # and it comes back
-    ours.last_seen = 14.0
-    stored.store.refresh([ours], now=16.0)
-    assert stored.places(ours) == "provisional"
+    assert (read.ufrag_tag, read.last_seen) == ("other", 11.5)
+
+
+def test_counts_of_xdp_and_of_workers_add_up(stored: Stored) -> None:
+    """Each of them counts what it forwards itself, in turns, and none writes over another's."""
+    ours = flow(assured=True)
+    assert stored.store.write(ours)
+    other = KernelFlowStore(stored.assured.fd, stored.provisional.fd, POLICY.vips)
+    theirs = other.read(ours.key)
+    assert theirs is not None
+    ((key, value),) = stored.assured.items()
+    value.packets_up, value.bytes_down, value.last_seen_ns, value.client_path.ifindex = (
+        100,
+        1000,
+        11 * 10**9,
+        7,
+    )
+    stored.assured.put(key, value)
+    ours.packets_up, ours.last_seen = 3, 10.5
+    theirs.packets_up, theirs.bytes_down, theirs.last_seen = 20, 5, 10.8
+    stored.store.refresh([ours], now=12.0)
+    assert other.write(theirs)
+    ours.packets_up += 1
+    assert stored.store.write(ours)
+    ((_, after),) = stored.assured.items()
+    assert (after.packets_up, after.bytes_down, after.last_seen_ns) == (124, 1005, 11 * 10**9)
+    assert after.client_path.ifindex == 7, "what XDP has learned stays"
+    assert ours.counts == (124, 0, 0, 1005)
+
+
+def test_ice_restart_keeps_what_xdp_has_counted(stored: Stored) -> None:
+    ours = flow(assured=True)
+    assert stored.store.write(ours)
+    ((key, value),) = stored.assured.items()
+    value.packets_down = 50
+    stored.assured.put(key, value)
+    ours.ufrag_tag = "restarted"
+    assert stored.store.write(ours)
+    ((_, after),) = stored.assured.items()
+    assert (after.ufrag_tag, after.packets_down) == (b"restarted", 50)
 
 
 def refreshed_at_each_tick(stored: Stored, count: int, ticks: int) -> list[int]:
@@ -297,7 +338,7 @@ def refreshed_at_each_tick(stored: Stored, count: int, ticks: int) -> list[int]:
     flows = [flow(number, assured=True) for number in range(count)]
     for each in flows:
         assert stored.store.write(each)
-        each.last_seen = 20.0
+        carry_packet(each, 20.0)
     fresh = [0]
     for tick in range(ticks):
         stored.store.refresh(flows, now=20.0 + tick / 4)

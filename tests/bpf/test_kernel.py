@@ -126,7 +126,7 @@ def test_adopted_path_goes_on_with_new_sockets(
     programs, maps = ids_of(dead)
     key = tuple(dead.path.programs.settings().hash_key)
     address = client(VIPS[0], RTP)
-    flow = Flow(FlowKey(address, VIPS[0]), CALL.transceiver, CALL.ufrag, 1.0, 1.0, 1.0, assured=True)
+    flow = Flow(FlowKey(address, VIPS[0]), CALL.transceiver, CALL.tag, 1.0, 1.0, 1.0, assured=True)
     assert store_of(dead).write(flow)
     if not is_same_build:
         settings = dead.path.programs.settings()
@@ -184,7 +184,7 @@ def test_sweep_removes_only_what_is_long_silent(start: Start) -> None:
     for number, (assured, silent_s, _) in enumerate(rows):
         key = FlowKey(Address.from_host("198.51.100.2", 1024 + number), VIPS[0])
         seen = now - silent_s
-        flows.append(Flow(key, CALL.transceiver, CALL.ufrag, seen, seen, seen, assured=assured))
+        flows.append(Flow(key, CALL.transceiver, CALL.tag, seen, seen, seen, assured=assured))
         assert store.write(flows[-1])
     assert sum(relay.path.sweep(policy)) == [stays for _, _, stays in rows].count(False)
     assert [store.read(flow.key) is not None for flow in flows] == [stays for _, _, stays in rows]

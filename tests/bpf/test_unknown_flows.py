@@ -54,7 +54,7 @@ def use_up(programs: RelayPrograms, client: Address) -> None:
 
 
 def flow_of(client: Address, vip: Address, *, assured: bool) -> Flow:
-    return Flow(FlowKey(client, vip), CALL.transceiver, CALL.ufrag, 1.0, 1.0, 1.0, assured=assured)
+    return Flow(FlowKey(client, vip), CALL.transceiver, CALL.tag, 1.0, 1.0, 1.0, assured=assured)
 
 
 @pytest.mark.parametrize("assured", [False, True], ids=["provisional", "assured"])

@@ -34,7 +34,10 @@ class MemoryStore:
         return None if stored is None else replace(stored)
 
     def write(self, flow: Flow) -> None:
-        flow.stored = True
+        shared = self.flows.get(flow.key)
+        if shared is not None and (shared.transceiver, shared.assured) == (flow.transceiver, flow.assured):
+            flow.catch_up(shared)
+        flow.stored, flow.stored_counts = True, flow.counts
         self.flows[flow.key] = replace(flow)
 
     def note(self, notice: FlowNotice) -> None:
@@ -93,5 +96,5 @@ class Relay:
         return list(iter(self.core.next_notice, None))
 
     def told(self) -> list[tuple[Address, str, bool]]:
-        """Notices since the last call as (client, server_ufrag, ended)."""
-        return [(flow.key.client, flow.server_ufrag, ended) for flow, ended in self.notices()]
+        """Notices since the last call as (client, ufrag_tag, ended)."""
+        return [(flow.key.client, flow.ufrag_tag, ended) for flow, ended in self.notices()]

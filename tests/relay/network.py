@@ -14,7 +14,7 @@ from zlib import crc32
 from relay.core.policy import RelayPolicy, Vip
 from wire.address import Address
 from wire.keys import FleetKey, KeyRing
-from wire.ufrag import RouteHint, seal_ufrag
+from wire.ufrag import RouteHint, seal_ufrag, ufrag_tag
 
 UNIX_S = 1_800_000_000
 CLUSTER_ID = 7
@@ -59,6 +59,11 @@ class Call:
     transceiver: Address
     ufrag: str
     pwd: bytes
+
+    @property
+    def tag(self) -> str:
+        """What a flow knows of the ufrag."""
+        return ufrag_tag(self.ufrag)
 
 
 def call_at(

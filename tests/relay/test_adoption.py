@@ -27,7 +27,7 @@ KEY = FlowKey(CLIENT_V4, VIP_V4)
 
 def test_adopted_flow_carries_media_at_once_and_is_no_news() -> None:
     relay = Relay()
-    assert relay.core.adopt(KEY, HOME, CALL.ufrag, relay.now)
+    assert relay.core.adopt(KEY, HOME, CALL.tag, relay.now)
     assert relay.client_sends(RTP).destination == HOME
     assert relay.flow_of().assured
     assert relay.count(FlowEvent.FLOW_ADOPTED) == 1
@@ -36,13 +36,13 @@ def test_adopted_flow_carries_media_at_once_and_is_no_news() -> None:
     relay.client_sends(check(OTHER_CALL))
     assert relay.count(FlowEvent.FLOW_CONTESTED) == 1
     relay.let_pass(60)
-    assert relay.told() == [(CLIENT_V4, CALL.ufrag, True)]
+    assert relay.told() == [(CLIENT_V4, CALL.tag, True)]
 
 
 @pytest.mark.parametrize("call", [pytest.param(CALL, id="IPv4"), pytest.param(CALL_V6, id="IPv6")])
 def test_both_families_are_adopted(call: Call) -> None:
     relay = Relay()
-    assert relay.core.adopt(relay.key_of(CLIENT_V6, 1), call.transceiver, call.ufrag, relay.now)
+    assert relay.core.adopt(relay.key_of(CLIENT_V6, 1), call.transceiver, call.tag, relay.now)
     assert relay.client_sends(RTP, CLIENT_V6, 1).destination == call.transceiver
 
 
@@ -56,7 +56,7 @@ def test_both_families_are_adopted(call: Call) -> None:
 )
 def test_flow_that_is_not_ours_is_not_adopted(key: FlowKey, transceiver: Address) -> None:
     relay = Relay()
-    assert not relay.core.adopt(key, transceiver, CALL.ufrag, relay.now)
+    assert not relay.core.adopt(key, transceiver, CALL.tag, relay.now)
     assert len(relay.core.flows) == 0
     assert sum(relay.core.events) == 0
 
@@ -64,15 +64,15 @@ def test_flow_that_is_not_ours_is_not_adopted(key: FlowKey, transceiver: Address
 def test_flow_that_is_there_already_is_not_replaced_by_an_adopted_one() -> None:
     relay = Relay()
     flow = relay.connect(OTHER_CALL)
-    assert not relay.core.adopt(KEY, HOME, CALL.ufrag, relay.now)
+    assert not relay.core.adopt(KEY, HOME, CALL.tag, relay.now)
     assert relay.flow_of() is flow
     assert relay.count(FlowEvent.FLOW_ADOPTED) == 0
 
 
 def test_full_table_adopts_nothing() -> None:
     relay = Relay(max_assured_flows=1)
-    assert relay.core.adopt(KEY, HOME, CALL.ufrag, relay.now)
-    assert not relay.core.adopt(FlowKey(OTHER_CLIENT_V4, VIP_V4), AWAY, OTHER_CALL.ufrag, relay.now)
+    assert relay.core.adopt(KEY, HOME, CALL.tag, relay.now)
+    assert not relay.core.adopt(FlowKey(OTHER_CLIENT_V4, VIP_V4), AWAY, OTHER_CALL.tag, relay.now)
     assert (relay.core.flows.assured_count, relay.count(FlowEvent.FLOW_ADOPTED)) == (1, 1)
 
 
@@ -87,6 +87,6 @@ def test_every_flow_that_comes_or_goes_by_adoption_is_counted(cap: dict[str, Any
     relay = Relay(**cap)
     relay.connect()
     relay.client_sends(check(OTHER_CALL), OTHER_CLIENT_V4)
-    relay.core.adopt(relay.key_of(vip_index=2), HOME, CALL.ufrag, relay.now)
+    relay.core.adopt(relay.key_of(vip_index=2), HOME, CALL.tag, relay.now)
     came = relay.count(FlowEvent.FLOW_CREATED) + relay.count(FlowEvent.FLOW_ADOPTED)
     assert len(relay.core.flows) == came - relay.count(FlowEvent.FLOW_EVICTED)

@@ -240,7 +240,7 @@ def test_flood_evicts_no_assured_flow() -> None:
     table = table_of(max_provisional_flows=4, max_provisional_per_prefix=2, max_addresses_per_ufrag=2)
     assured = [put(table, f"198.51.100.7:{port}", assured=True) for port in (1, 2, 3)]
     for port in range(10, 60):
-        put(table, f"198.51.100.7:{port}", 1, ufrag=assured[0].server_ufrag)
+        put(table, f"198.51.100.7:{port}", 1, ufrag=assured[0].ufrag_tag)
     assert list(table)[:3] == assured
     assert len(table) == 3 + 2
 
@@ -291,7 +291,7 @@ class FlowsOfARelay(RuleBasedStateMachine):
     def check_arrives(self, client: Address, call: Call) -> None:
         flow = self.relay.find_flow(client)
         now = self.relay.now
-        if flow is not None and flow.assured and flow.server_ufrag != call.ufrag:
+        if flow is not None and flow.assured and flow.ufrag_tag != call.tag:
             silent = now - self.own_check_at[client] >= self.relay.policy.contest_s
             if flow.transceiver != call.transceiver:
                 if silent and now - self.down_at.get(flow, 0.0) >= self.relay.policy.contest_s:
@@ -406,7 +406,7 @@ def groups(flows: list[Flow]) -> tuple[dict[tuple[int, int], set[FlowKey]], dict
     by_ufrag: dict[str, set[FlowKey]] = defaultdict(set)
     for flow in flows:
         by_prefix[POLICY.source_prefix(flow.key.client.host)].add(flow.key)
-        by_ufrag[flow.server_ufrag].add(flow.key)
+        by_ufrag[flow.ufrag_tag].add(flow.key)
     return by_prefix, by_ufrag
 
 

@@ -129,9 +129,7 @@ def test_flow_is_assured_by_more_than_stun_both_ways(packets: list[Packet], assu
         packet(relay)
     assert relay.flow_of().assured is assured
     assert relay.core.flows.assured_count == relay.count(FlowEvent.FLOW_ASSURED) == assured
-    assert relay.told() == [(CLIENT_V4, CALL.ufrag, False)] * (
-        1 + assured
-    )  # as it was made, as it was assured
+    assert relay.told() == [(CLIENT_V4, CALL.tag, False)] * (1 + assured)  # as it was made, as it was assured
 
 
 def test_downlink_from_another_transceiver_is_delivered_but_is_not_the_flow() -> None:
@@ -260,9 +258,9 @@ def test_moved_flow_is_assured_anew() -> None:
     relay.client_sends(CLIENT_HELLO)
     relay.transceiver_sends(SERVER_HELLO, AWAY)
     assert relay.told() == [
-        *[(CLIENT_V4, CALL.ufrag, False)] * 2,
-        (CLIENT_V4, CALL.ufrag, True),
-        *[(CLIENT_V4, OTHER_CALL.ufrag, False)] * 2,
+        *[(CLIENT_V4, CALL.tag, False)] * 2,
+        (CLIENT_V4, CALL.tag, True),
+        *[(CLIENT_V4, OTHER_CALL.tag, False)] * 2,
     ]
 
 
@@ -293,11 +291,11 @@ def test_ice_restart_keeps_the_flow(silent_s: float, holder: Call) -> None:
     assert relay.client_sends(check(RESTARTED_CALL)).destination == HOME
     assert relay.flow_of() is flow
     assert flow.assured
-    assert flow.server_ufrag == holder.ufrag
+    assert flow.ufrag_tag == holder.tag
     assert relay.count(FlowEvent.FLOW_CONTESTED) == relay.count(FlowEvent.FLOW_MOVED) == 0
     # whoever mirrors flows must adopt them under the ufrag that will be checked
-    told = [notice.flow.server_ufrag for notice in relay.notices()]
-    assert told == ([RESTARTED_CALL.ufrag] if holder is RESTARTED_CALL else [])
+    told = [notice.flow.ufrag_tag for notice in relay.notices()]
+    assert told == ([RESTARTED_CALL.tag] if holder is RESTARTED_CALL else [])
 
 
 def test_restarted_ufrag_holds_the_flow_once_the_old_one_is_silent() -> None:
@@ -331,12 +329,12 @@ def test_silent_flows_end_and_are_told_of() -> None:
     relay.let_pass(10)
     assert relay.find_flow(OTHER_CLIENT_V4) is None
     assert relay.count(FlowEvent.FLOW_EXPIRED) == 1
-    assert relay.told() == [(OTHER_CLIENT_V4, OTHER_CALL.ufrag, True)]
+    assert relay.told() == [(OTHER_CLIENT_V4, OTHER_CALL.tag, True)]
     relay.let_pass(49.9)
     assert relay.find_flow() is not None
     relay.let_pass(0.1)
     assert relay.find_flow() is None
-    assert (relay.count(FlowEvent.FLOW_EXPIRED), relay.told()) == (2, [(CLIENT_V4, CALL.ufrag, True)])
+    assert (relay.count(FlowEvent.FLOW_EXPIRED), relay.told()) == (2, [(CLIENT_V4, CALL.tag, True)])
     assert relay.client_sends(RTP).verdict is Verdict.DROP_UNKNOWN_FLOW
 
 
@@ -412,4 +410,4 @@ def test_flow_that_takes_the_place_of_a_provisional_one_is_told_of_alone() -> No
     relay = Relay()
     relay.client_sends(check(CALL))
     relay.client_sends(check(OTHER_CALL))
-    assert relay.told() == [(CLIENT_V4, CALL.ufrag, False), (CLIENT_V4, OTHER_CALL.ufrag, False)]
+    assert relay.told() == [(CLIENT_V4, CALL.tag, False), (CLIENT_V4, OTHER_CALL.tag, False)]

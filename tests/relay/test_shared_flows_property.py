@@ -78,6 +78,6 @@ def test_two_workers_decide_as_one(steps: list[tuple[float, Address, int, tuple[
             assert told == expected
             workers.settle()
         last_at[client] = alone.now
-    made = {f.key: (f.transceiver, f.server_ufrag, f.assured) for f in alone.core.flows}
-    stored = {f.key: (f.transceiver, f.server_ufrag, f.assured) for f in workers.store.flows.values()}
+    made = {f.key: (f.transceiver, f.ufrag_tag, f.assured) for f in alone.core.flows}
+    stored = {f.key: (f.transceiver, f.ufrag_tag, f.assured) for f in workers.store.flows.values()}
     assert stored == made

@@ -113,7 +113,7 @@ class RunningWorker:
         assert self.client.recv(2048) == SERVER_HELLO
 
     def record(self) -> FlowRecord:
-        return FlowRecord(bound_address(self.client), self.vip, self.call.transceiver, self.call.ufrag)
+        return FlowRecord(bound_address(self.client), self.vip, self.call.transceiver, self.call.tag)
 
     def close_channel(self) -> None:
         """As a supervisor that died."""

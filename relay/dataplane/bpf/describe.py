@@ -4,6 +4,7 @@ Times are told as ages in seconds. ``COUNTS`` are the fields that only grow, so 
 """
 
 import ctypes
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,9 +19,12 @@ from relay.dataplane.bpf.abi import (
     SIDE_PUBLIC,
     STEERING_SIZE,
     CoreChoice,
+    Direction,
     Endpoint,
     FlowFlag,
     FlowKeyC,
+    Host,
+    LinkPath,
     Network,
     Settings,
     SourcePrefix,
@@ -30,7 +34,7 @@ from relay.dataplane.counters import label_cells
 from wire.address import Address
 
 Row = dict[str, Any]
-COUNTS = ("packets", "count", "packets_up", "bytes_up", "packets_down", "bytes_down")
+COUNTS = ("packets", "bytes", "count", "packets_up", "bytes_up", "packets_down", "bytes_down")
 _NANO = 1e9
 
 
@@ -44,7 +48,7 @@ class MapReader:
         self._decoders: dict[str, Callable[[Any, Any], Iterator[Row]]] = {
             "settings": self._settings_rows,
             "listeners": self._listener,
-            "vips": lambda key, value: iter([{"vip": str(key.address()), "index": value.value}]),
+            "vips": lambda key, value: iter([{"vip": str(key.address()), "listen": str(value.address())}]),
             "networks": lambda key, value: iter([{"network": _network(key)}]),
             "steering": lambda key, value: iter([{"place": key.value, "slot": value.value}]),
             "sockets": self._socket,
@@ -52,10 +56,12 @@ class MapReader:
             "heartbeat": lambda key, value: iter([{"beat_age_s": _age(value.beat_ns)}]),
             "workers": _worker,
             "counters": _counters,
+            "next_hops": _next_hop,
             "flows": self._flow,
             "provisional": self._flow,
             "buckets": self._bucket,
             "verdicts": _verdict,
+            "forwarded_bytes": _forwarded_bytes,
             "core_choices": _core_choice,
         }
 
@@ -91,6 +97,8 @@ class MapReader:
                     yield Endpoint.of(Address.parse(address))
                 case ("buckets", (host,)):
                     yield self._source_key(Address.from_host(host, 0))
+                case ("next_hops", (host,)):
+                    yield Host((ctypes.c_uint8 * 16)(*Address.from_host(host, 0).mapped))
                 case ("sockets", (group, slot)):
                     index = _below(group, MAX_GROUPS) * MAX_SLOTS + _below(slot, MAX_SLOTS)
                     yield ctypes.c_uint32(index)
@@ -134,6 +142,8 @@ class MapReader:
             "heartbeat_timeout_s": value.heartbeat_timeout_ns / _NANO,
             "network_namespace": value.network_namespace,
             "cpumap": bool(value.cpumap),
+            "fastpath": bool(value.fastpath),
+            "mtu": value.mtu,
         }
 
     def _listener(self, key: Endpoint, value: Any) -> Iterator[Row]:
@@ -166,7 +176,8 @@ class MapReader:
             "bytes_up": value.bytes_up,
             "packets_down": value.packets_down,
             "bytes_down": value.bytes_down,
-            "server_ufrag": value.server_ufrag.decode("ascii", errors="replace"),
+            "client_path": _client_path(value.client_path),
+            "ufrag_tag": value.ufrag_tag.decode("ascii", errors="replace"),
         }
 
     def _bucket(self, key: SourcePrefix, value: Any) -> Iterator[Row]:
@@ -197,6 +208,7 @@ _INDEXED = (
     "workers",
     "counters",
     "verdicts",
+    "forwarded_bytes",
     "core_choices",
 )
 _KEY_FORMS = {
@@ -205,6 +217,8 @@ _KEY_FORMS = {
     "listeners": "ADDRESS:PORT",
     "vips": "ADDRESS:PORT",
     "buckets": "the source's ADDRESS",
+    "next_hops": "the transceiver's ADDRESS",
+    "forwarded_bytes": "0 (up) or 1 (down)",
     "networks": "an ADDRESS in it",
     "sockets": "GROUP SLOT",
     "steering": "PLACE, a number below 16381",
@@ -280,6 +294,43 @@ def _verdict(key: Any, value: Any) -> Iterator[Row]:
         "by_cpu": list(value),
         "meaning": MEANINGS[verdict],
     }
+
+
+def _forwarded_bytes(key: Any, value: Any) -> Iterator[Row]:
+    direction = Direction(key.value).name.removeprefix("DIRECTION_").lower()
+    yield {"direction": direction, "bytes": sum(value), "by_cpu": list(value)}
+
+
+def _next_hop(key: Host, value: Any) -> Iterator[Row]:
+    host = Address.from_mapped(bytes(key.address), 0)
+    yield {"transceiver_host": str(host.ip), **_link_path(value.path), "mtu": value.mtu}
+
+
+def _link_path(path: LinkPath) -> Row:
+    tags = [
+        f"{proto:04x}:{tci & 0xFFF}" for proto, tci in zip(path.tag_proto, path.tag_tci, strict=True) if proto
+    ]
+    return {
+        "interface": _interface_name(path.ifindex),
+        "from_mac": bytes(path.from_mac).hex(":"),
+        "to_mac": bytes(path.to_mac).hex(":"),
+        "vlans": " ".join(tags),
+    }
+
+
+def _client_path(path: LinkPath) -> str:
+    """Where XDP sends what is for the client; empty until it has forwarded a packet of that client's."""
+    if not path.ifindex:
+        return ""
+    row = _link_path(path)
+    return " ".join([row["interface"], row["to_mac"], *row["vlans"].split()])
+
+
+def _interface_name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # gone, or of another network namespace
+        return str(index)
 
 
 def _core_choice(key: Any, value: Any) -> Iterator[Row]:

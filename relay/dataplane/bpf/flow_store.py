@@ -2,6 +2,9 @@
 
 A worker writes a flow when it is made or changes state, and again some seconds later while it carries packets; it reads
 one for a packet that it has no flow for. So clients can go from worker to worker, and nothing is lost with a worker.
+
+XDP counts in the same entry. A worker reads it, adds what it has counted itself since, and writes it: what XDP counts in
+these few microseconds is forwarded and not counted.
 """
 
 import contextlib
@@ -12,14 +15,15 @@ from collections.abc import Iterable, Sequence
 from relay.core.flow_table import Flow, FlowKey
 from relay.core.forwarding import FlowNotice
 from relay.core.policy import Vip
-from relay.dataplane.bpf.abi import UFRAG_BYTES, FlowC, FlowFlag, FlowKeyC
+from relay.dataplane.bpf.abi import UFRAG_TAG_BYTES, FlowC, FlowFlag, FlowKeyC
 from relay.dataplane.bpf.syscall import MapElements
 from wire.address import Address
 
 # struct endpoint, twice: host, port in network order, padding
 _KEY = struct.Struct("16s2s2x16s2s2x")
-# struct flow: endpoint, flags, created, last seen, ufrag seen, down seen, packets and bytes up and down, ufrag
-_FLOW = struct.Struct(f"=16s2s2xI4Q4Q{UFRAG_BYTES}s")
+# struct flow: endpoint, flags, client's link path, last seen, packets and bytes up and down, down seen, ufrag seen, created
+_FLOW = struct.Struct(f"=16s2s2xI24sQ4Q3Q{UFRAG_TAG_BYTES}s")
+_NO_PATH = b""
 _NANO = 1_000_000_000
 # Flows written again at each tick, about 3 ms of a worker's time, in which packets wait; more where a round would
 # otherwise take longer than a silent provisional flow lives.
@@ -50,13 +54,23 @@ class KernelFlowStore:
         return self._unpack(key)
 
     def write(self, flow: Flow) -> bool:
-        """Store a flow as it is now; False if the map is full or the ufrag is longer than ours are."""
-        server_ufrag = flow.server_ufrag.encode()
+        """Store a flow as it is now, over what is there of another session; False if the map is full."""
+        shared = self.read(flow.key)
+        # An ICE restart leaves transceiver and counts as they are.
+        goes_on = shared is not None and (shared.transceiver, shared.assured) == (
+            flow.transceiver,
+            flow.assured,
+        )
+        return self._write(flow, shared if goes_on else None)
+
+    def _write(self, flow: Flow, shared: Flow | None) -> bool:
+        client_path = _NO_PATH
+        if shared is not None:
+            flow.catch_up(shared)
+            client_path = bytes(self._value.client_path)
         flow.stored = False
-        if len(server_ufrag) >= UFRAG_BYTES:
-            return False
         self._name(flow.key)
-        self._pack(flow, server_ufrag)
+        self._pack(flow, client_path)
         try:
             if flow.assured:
                 self._assured.update()
@@ -66,7 +80,7 @@ class KernelFlowStore:
                 self._assured.delete()
         except OSError:
             return False
-        flow.stored = True
+        flow.stored, flow.stored_counts = True, flow.counts
         return True
 
     def note(self, notice: FlowNotice) -> bool:
@@ -84,18 +98,15 @@ class KernelFlowStore:
         """Store some of those flows anew that carried packets since their last turn; call at each tick."""
         if not self._to_refresh:
             began, self._round_began = self._round_began, now
-            self._to_refresh = [flow for flow in flows if flow.last_seen >= began]
+            self._to_refresh = [f for f in flows if f.last_seen >= began and f.counts != f.stored_counts]
             self._refreshed_at_once = max(_REFRESHED_AT_ONCE, len(self._to_refresh) // _MAX_TICKS_A_ROUND)
         due = self._to_refresh[: self._refreshed_at_once]
         self._to_refresh = self._to_refresh[self._refreshed_at_once :]
         for flow in due:
-            if flow.stored and self._is_ours(flow):  # stored: not if it ended meanwhile
-                self.write(flow)
-
-    def _is_ours(self, flow: Flow) -> bool:
-        """Whether no other worker has gone on with the flow, or ended it."""
-        shared = self.read(flow.key)
-        return shared is not None and shared.last_seen <= flow.last_seen
+            shared = self.read(flow.key) if flow.stored else None  # not if it ended meanwhile
+            # What is there of another session is another worker's.
+            if shared is not None and shared.is_same_session(flow):
+                self._write(flow, shared)
 
     def _name(self, key: FlowKey) -> None:
         client = key.client
@@ -103,7 +114,7 @@ class KernelFlowStore:
             self._key_buffer, 0, client.mapped, client.port.to_bytes(2, "big"), *self._listen[key.vip]
         )
 
-    def _pack(self, flow: Flow, server_ufrag: bytes) -> None:
+    def _pack(self, flow: Flow, client_path: bytes) -> None:
         flags = (
             flow.assured * FlowFlag.FLOW_IS_ASSURED
             | flow.media_up * FlowFlag.FLOW_MEDIA_UP
@@ -115,26 +126,24 @@ class KernelFlowStore:
             0,
             *_endpoint(flow.transceiver),
             flags,
-            int(flow.created_at * _NANO),
+            client_path,
             int(flow.last_seen * _NANO),
-            int(flow.ufrag_seen_at * _NANO),
+            *flow.counts,
             int(flow.down_seen_at * _NANO) if flow.down_seen_at > _LONG_AGO_S else 0,
-            flow.packets_up,
-            flow.bytes_up,
-            flow.packets_down,
-            flow.bytes_down,
-            server_ufrag,
+            int(flow.ufrag_seen_at * _NANO),
+            int(flow.created_at * _NANO),
+            flow.ufrag_tag.encode(),
         )
 
     def _unpack(self, key: FlowKey) -> Flow:
-        (host, port, flags, created, last_seen, ufrag_seen, down_seen, *counts, server_ufrag) = (
-            _FLOW.unpack_from(self._value_buffer)
+        (host, port, flags, _, last_seen, *counts, down_seen, ufrag_seen, created, tag) = _FLOW.unpack_from(
+            self._value_buffer
         )
         packets_up, bytes_up, packets_down, bytes_down = counts
         return Flow(
             key=key,
             transceiver=Address.from_mapped(host, int.from_bytes(port, "big")),
-            server_ufrag=server_ufrag.rstrip(b"\0").decode("ascii", errors="replace"),
+            ufrag_tag=tag.rstrip(b"\0").decode("ascii", errors="replace"),
             ufrag_seen_at=ufrag_seen / _NANO,
             created_at=created / _NANO,
             last_seen=last_seen / _NANO,
@@ -148,6 +157,7 @@ class KernelFlowStore:
             bytes_up=bytes_up,
             packets_down=packets_down,
             bytes_down=bytes_down,
+            stored_counts=(packets_up, bytes_up, packets_down, bytes_down),
         )
 
 

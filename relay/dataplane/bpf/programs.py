@@ -90,10 +90,16 @@ class RelayPrograms:
 
         cpumap: packets go on at their worker's core, if ``use_cores`` has named it and their checksum is complete.
         """
-        listeners = listeners_of(policy, fleet_sockets)
-        self._replace("listeners", [(Endpoint.of(a), Listener(*entry)) for a, entry in listeners.items()])
-        self._replace("vips", [(Endpoint.of(vip.address), index) for index, vip in enumerate(policy.vips)])
+        told = {vip.listen: Endpoint.of(vip.address) for vip in policy.vips}
+        listeners = [
+            (Endpoint.of(address), Listener(*entry, told.get(address, Endpoint())))
+            for address, entry in listeners_of(policy, fleet_sockets).items()
+        ]
+        self._replace("listeners", listeners)
+        self._replace("vips", [(Endpoint.of(vip.address), Endpoint.of(vip.listen)) for vip in policy.vips])
         self._replace("networks", [(_trie_key(network), 1) for network in policy.transceiver_networks])
+        fleet = {address.family: Endpoint.of(address) for address in fleet_sockets}
+        before = self.settings()
         # Last: a program without settings judges nothing.
         settings = Settings(
             abi_version=ABI_VERSION,
@@ -106,7 +112,12 @@ class RelayPrograms:
             unknown_burst=policy.unknown_burst,
             heartbeat_timeout_ns=int(policy.heartbeat_timeout_s * 1e9),
             network_namespace=network_namespace(),
+            fleet_ipv4=fleet.get(4, Endpoint()),
+            fleet_ipv6=fleet.get(6, Endpoint()),
             cpumap=cpumap,
+            # Who switched it off wants it off until he switches it on.
+            fastpath=before.fastpath if before.build else True,
+            mtu=before.mtu,
         )
         self.maps["settings"].put(0, settings)
 
@@ -114,6 +125,20 @@ class RelayPrograms:
         """Note, before anything is attached, whose interfaces will have the program."""
         settings = self.settings()
         settings.abi_version, settings.network_namespace = ABI_VERSION, network_namespace()
+        self.maps["settings"].put(0, settings)
+
+    def set_fastpath(self, is_on: bool) -> None:
+        """Have XDP forward assured flows, or hand all their packets to the workers."""
+        self._change_settings(fastpath=is_on)
+
+    def set_mtu(self, mtu: int) -> None:
+        """Say what the smallest MTU of the interfaces with the program is; 0: none is known."""
+        self._change_settings(mtu=mtu)
+
+    def _change_settings(self, **changes: int) -> None:
+        settings = self.settings()
+        for name, value in changes.items():
+            setattr(settings, name, value)
         self.maps["settings"].put(0, settings)
 
     def steer(self, slots: Sequence[int]) -> None:

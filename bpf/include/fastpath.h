@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Packets of assured flows, forwarded without leaving the kernel. Whatever is unusual about a packet sends it
+ * the long way, to be judged and handed up: a worker forwards the same packets by the same rules.
+ */
+#ifndef RELAYCTL_FASTPATH_H
+#define RELAYCTL_FASTPATH_H
+
+#include "abi.h"
+#include "checksum.h"
+#include "maps.h"
+#include "parsing.h"
+#include "rewriting.h"
+#include "verdict.h"
+#include "webrtc.h"
+
+/* Which assured flow a packet belongs to, and how it leaves. */
+struct passage {
+	struct flow *flow;
+	struct envelope envelope;
+	enum verdict verdict;
+	enum direction direction;
+	__u32 payload_length;
+};
+
+static __always_inline int is_same_endpoint(const struct endpoint *one, const struct endpoint *other)
+{
+	const __u32 *a = (const __u32 *)one->host, *b = (const __u32 *)other->host;
+
+	return a[3] == b[3] && one->port == other->port && a[2] == b[2] && a[1] == b[1] && a[0] == b[0];
+}
+
+static __always_inline const struct endpoint *fleet_endpoint(const struct endpoint *peer,
+							     const struct settings *settings)
+{
+	return is_mapped_ipv4(peer->host) ? &settings->fleet_ipv4 : &settings->fleet_ipv6;
+}
+
+static __always_inline void count_forwarded(const struct passage *passage)
+{
+	__u32 verdict = passage->verdict, direction = passage->direction;
+	__u64 *packets = verdicts.lookup(&verdict), *bytes = forwarded_bytes.lookup(&direction);
+
+	if (packets)
+		*packets += 1;
+	if (bytes)
+		*bytes += passage->payload_length;
+}
+
+/* The way back is the way that the client's last packet came. Returns 0 where that one was not for us alone.
+ */
+static __always_inline int learn_client_path(const struct xdp_md *ctx, const struct datagram *datagram,
+					     struct link_path *known)
+{
+	const struct ethhdr *ethernet = (void *)(long)ctx->data;
+	struct link_path seen = {.ifindex = ctx->ingress_ifindex};
+	const __u64 *a = (const __u64 *)&seen, *b = (const __u64 *)known;
+
+	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end || (ethernet->h_dest[0] & 1))
+		return 0;
+	__builtin_memcpy(seen.to_mac, ethernet->h_source, 6);
+	__builtin_memcpy(seen.from_mac, ethernet->h_dest, 6);
+	__builtin_memcpy(seen.tag_proto, datagram->tag_proto, sizeof(seen.tag_proto));
+	__builtin_memcpy(seen.tag_tci, datagram->tag_tci, sizeof(seen.tag_tci));
+	if (a[0] != b[0] || a[1] != b[1] || a[2] != b[2])
+		*known = seen;
+	return 1;
+}
+
+/* The frame with room for other headers in front of the payload; `offset` is where that is now. */
+static __always_inline int move_payload(struct xdp_md *ctx, __u64 offset, __u64 new_offset)
+{
+	return bpf_xdp_adjust_head(ctx, (int)offset - (int)new_offset);
+}
+
+static __always_inline int send_out(const struct xdp_md *ctx, const struct link_path *path)
+{
+	return path->ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(path->ifindex, 0);
+}
+
+/* The whole frame with the SPP header in it; no UDP checksum, as what the sender left of it need not be
+ * complete, and transceivers take none (UDP_NO_CHECK6_RX).
+ */
+static __always_inline int send_to_transceiver(struct xdp_md *ctx, const struct passage *passage,
+					       const struct spp_header *spp, __u64 offset)
+{
+	const struct envelope *envelope = &passage->envelope;
+	int is_ipv4 = is_mapped_ipv4(envelope->destination->host);
+	__u64 headers = sizeof(__be16) + ip_bytes(envelope->destination) + sizeof(struct udphdr);
+	void *at, *end;
+
+	if (move_payload(ctx, offset, MACS_BYTES + tag_bytes(envelope->path) + headers + sizeof(*spp)))
+		return XDP_ABORTED;
+	end = (void *)(long)ctx->data_end;
+	at = write_link_header((void *)(long)ctx->data, end, envelope->path);
+	if (!at)
+		return XDP_ABORTED;
+	if (is_ipv4) {
+		if (at + sizeof(struct ipv4_headers) + sizeof(*spp) > end)
+			return XDP_ABORTED;
+		write_ipv4(at, envelope, 0);
+		__builtin_memcpy(at + sizeof(struct ipv4_headers), spp, sizeof(*spp));
+	} else {
+		if (at + sizeof(struct ipv6_headers) + sizeof(*spp) > end)
+			return XDP_ABORTED;
+		write_ipv6(at, envelope, 0);
+		__builtin_memcpy(at + sizeof(struct ipv6_headers), spp, sizeof(*spp));
+	}
+	count_forwarded(passage);
+	return send_out(ctx, envelope->path);
+}
+
+static __always_inline int send_to_client(struct xdp_md *ctx, const struct passage *passage, __u64 offset,
+					  __u16 check)
+{
+	const struct envelope *envelope = &passage->envelope;
+	int is_ipv4 = is_mapped_ipv4(envelope->destination->host);
+	__u64 headers = sizeof(__be16) + ip_bytes(envelope->destination) + sizeof(struct udphdr);
+	void *at, *end;
+
+	if (move_payload(ctx, offset, MACS_BYTES + tag_bytes(envelope->path) + headers))
+		return XDP_ABORTED;
+	end = (void *)(long)ctx->data_end;
+	at = write_link_header((void *)(long)ctx->data, end, envelope->path);
+	if (!at)
+		return XDP_ABORTED;
+	if (is_ipv4) {
+		if (at + sizeof(struct ipv4_headers) > end)
+			return XDP_ABORTED;
+		write_ipv4(at, envelope, check);
+	} else {
+		if (at + sizeof(struct ipv6_headers) > end)
+			return XDP_ABORTED;
+		write_ipv6(at, envelope, check);
+	}
+	count_forwarded(passage);
+	return send_out(ctx, envelope->path);
+}
+
+static __always_inline __u32 length_on_wire(const struct envelope *envelope)
+{
+	return ip_bytes(envelope->destination) + envelope->length;
+}
+
+/* DTLS and RTP, and the checks of the flow's own session: a dead control plane must not end calls. */
+static __always_inline int is_forwarded_up(const struct datagram *datagram, void *end,
+					   struct passage *passage)
+{
+	__u8 *payload = datagram->payload;
+
+	if ((void *)(payload + 1) > end)
+		return 0;
+	passage->verdict = FORWARD_FLOW;
+	if (is_media(*payload))
+		return 1;
+	passage->verdict = FORWARD_STUN;
+	return is_stun(*payload) && has_stun_header((void *)payload, end, datagram->payload_length) &&
+	       is_check_of((void *)payload, end, datagram->payload_length, passage->flow->ufrag_tag);
+}
+
+static __always_inline void note_up(const struct passage *passage)
+{
+	struct flow *flow = passage->flow;
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	flow->last_seen_ns = now;
+	flow->packets_up++;
+	flow->bytes_up += passage->payload_length;
+	if (passage->verdict == FORWARD_STUN)
+		flow->ufrag_seen_ns = now;
+}
+
+static __always_inline int forward_to_transceiver(struct xdp_md *ctx, const struct datagram *datagram,
+						  void *end, const struct settings *settings, int *action)
+{
+	const struct flow_key *key = (const void *)datagram;
+	struct passage passage = {.direction = DIRECTION_UP, .payload_length = datagram->payload_length};
+	struct envelope *envelope = &passage.envelope;
+	struct spp_header spp = {.magic = htons(SPP_MAGIC)};
+	struct flow *flow = flows.lookup((struct flow_key *)key);
+	struct listener *listener;
+	struct next_hop *hop;
+
+	if (!flow)
+		return 0;
+	passage.flow = flow;
+	if (!is_forwarded_up(datagram, end, &passage))
+		return 0;
+	hop = next_hops.lookup((struct host *)&flow->transceiver);
+	listener = listeners.lookup((struct endpoint *)&datagram->destination);
+	if (!hop || !listener)
+		return 0;
+	envelope->path = &hop->path;
+	envelope->source = fleet_endpoint(&flow->transceiver, settings);
+	envelope->destination = &flow->transceiver;
+	envelope->class_and_label = datagram->class_and_label;
+	envelope->hop_limit = datagram->hop_limit - 1;
+	envelope->length = sizeof(struct udphdr) + sizeof(spp) + datagram->payload_length;
+	if (!envelope->source->port || length_on_wire(envelope) > hop->mtu)
+		return 0;
+	if (!learn_client_path(ctx, datagram, &flow->client_path))
+		return 0;
+	note_up(&passage);
+	__builtin_memcpy(spp.client, datagram->source.host, 16);
+	__builtin_memcpy(spp.proxy, listener->told.host, 16);
+	spp.client_port = datagram->source.port;
+	spp.proxy_port = listener->told.port;
+	*action =
+	    send_to_transceiver(ctx, &passage, &spp, (void *)datagram->payload - (void *)(long)ctx->data);
+	return 1;
+}
+
+/* A DTLS alert is a transceiver's goodbye: another session may have the address. */
+static __always_inline void note_down(const struct passage *passage, __u8 first)
+{
+	struct flow *flow = passage->flow;
+	__u32 flags = first == DTLS_ALERT ? flow->flags | FLOW_IS_RELEASED : flow->flags & ~FLOW_IS_RELEASED;
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	flow->last_seen_ns = now;
+	flow->down_seen_ns = now;
+	flow->packets_down++;
+	flow->bytes_down += passage->payload_length;
+	if (flags != flow->flags)
+		flow->flags = flags;
+}
+
+/* The flow whose client an SPP header names, if its transceiver is who sends. `key` becomes its key. */
+static __always_inline struct flow *find_flow_down(const struct datagram *datagram,
+						   const struct spp_header *spp, struct flow_key *key)
+{
+	struct endpoint proxy = {.port = spp->proxy_port};
+	struct endpoint *listen;
+	struct flow *flow;
+
+	__builtin_memcpy(proxy.host, spp->proxy, 16);
+	listen = vips.lookup(&proxy);
+	if (!listen)
+		return 0;
+	__builtin_memcpy(key->client.host, spp->client, 16);
+	key->client.port = spp->client_port;
+	__builtin_memcpy(&key->vip, listen, sizeof(*listen));
+	flow = flows.lookup(key);
+	return flow && is_same_endpoint(&flow->transceiver, &datagram->source) ? flow : 0;
+}
+
+static __always_inline int forward_to_client(struct xdp_md *ctx, const struct datagram *datagram, void *end,
+					     const struct settings *settings, int *action)
+{
+	const struct spp_header *spp = (const void *)datagram->payload;
+	struct passage passage = {.verdict = FORWARD_CLIENT, .direction = DIRECTION_DOWN};
+	struct envelope *envelope = &passage.envelope;
+	struct flow_key key = {};
+	__u64 offset, length, sum = 0;
+	void *payload;
+
+	if ((void *)(spp + 1) + 1 > end || spp->magic != htons(SPP_MAGIC))
+		return 0;
+	length = datagram->payload_length - sizeof(*spp);
+	/* What is shorter than its header becomes very long. */
+	if (length - 1 >= MAX_CHECKED_BYTES)
+		return 0;
+	passage.flow = find_flow_down(datagram, spp, &key);
+	if (!passage.flow || !passage.flow->client_path.ifindex)
+		return 0;
+	passage.payload_length = length;
+	envelope->path = &passage.flow->client_path;
+	envelope->source = &key.vip;
+	envelope->destination = &key.client;
+	envelope->class_and_label = datagram->class_and_label;
+	envelope->hop_limit = datagram->hop_limit - 1;
+	envelope->length = sizeof(struct udphdr) + length;
+	if (length_on_wire(envelope) > settings->mtu)
+		return 0;
+	offset = (void *)(spp + 1) - (void *)(long)ctx->data;
+	keep_within(offset, PAYLOAD_OFFSET_MASK);
+	payload = (void *)(long)ctx->data + offset;
+	if (sum_bytes(payload, end, length, &sum))
+		return 0;
+	note_down(&passage, *((const __u8 *)(spp + 1)));
+	sum += sum_udp_headers(envelope->source, envelope->destination, envelope->length);
+	*action = send_to_client(ctx, &passage, offset, complete_checksum(sum));
+	return 1;
+}
+
+/* Returns 0 for a packet that is not forwarded here, and that stays as it was. A packet that is broken in any
+ * way is for the long way to judge. */
+static __always_inline int forward_assured(struct xdp_md *ctx, const struct datagram *datagram, void *end,
+					   const struct settings *settings, int *action)
+{
+	__u64 in_frame = end - (void *)datagram->payload;
+
+	if (datagram->is_malformed || datagram->is_fragment || datagram->hop_limit <= 1 ||
+	    !datagram->payload_length || datagram->payload_length > in_frame)
+		return 0;
+	if (is_same_endpoint(&datagram->destination, fleet_endpoint(&datagram->destination, settings)))
+		return forward_to_client(ctx, datagram, end, settings, action);
+	return forward_to_transceiver(ctx, datagram, end, settings, action);
+}
+
+#endif
