@@ -5,7 +5,6 @@ A payload looks like RTP and says what it is: the sink counts nothing else. ``c/
 """
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -37,6 +36,7 @@ SOURCE_PORT_AT, DESTINATION_PORT_AT = PAYLOAD_AT - 8, PAYLOAD_AT - 6
 SPP_CLIENT_AT, SPP_CLIENT_PORT_AT = PAYLOAD_AT + 2 + 12, PAYLOAD_AT + 34
 CHANNEL = 0x4000
 _CHANNEL_BYTES = 4
+_IPV4, _UDP = b"\x08\x00", 17
 
 
 class Framing(IntEnum):
@@ -128,18 +128,21 @@ def make_template(leg: Leg, payload_bytes: int, to_mac: bytes, from_mac: bytes) 
     if not MARKER_BYTES <= payload_bytes <= 1400:
         raise ValueError(f"payload: {payload_bytes} bytes, not {MARKER_BYTES} to 1400")
     payload = _in_front(leg, payload_bytes) + mark(payload_bytes)
-    udp_length = UDP_BYTES + len(payload)
     nobody = Address(bytes(4), 0)
     source, destination = leg.source or nobody, leg.destination or nobody
-    to_port = 0 if leg.ports else destination.port
-    udp = struct.pack("!HHHH", source.port, to_port, udp_length, 0) + payload
-    # version and header length, DSCP EF (RFC 8837), length, identification, do not fragment, TTL, protocol, checksum
-    ip = struct.pack("!BBHHHBBH", 0x45, 0xB8, IP_BYTES + udp_length, 0, 0x4000, 64, 17, 0)
-    ip += source.host + destination.host
-    # RFC 768: addresses, protocol and length count as well
-    pseudo = source.host + destination.host + struct.pack("!HH", 17, udp_length)
-    frame = to_mac + from_mac + b"\x08\x00" + ip + udp
-    return Template(leg, frame, sum_words(ip), sum_words(pseudo) + sum_words(udp))
+    if leg.ports:
+        destination = Address(destination.host, 0)
+    ip, udp, pseudo = _headers(source, destination, len(payload))
+    frame = to_mac + from_mac + _IPV4 + ip + udp + payload
+    return Template(leg, frame, sum_words(ip), sum_words(pseudo + udp + payload))
+
+
+def udp_frame(source: Address, destination: Address, payload: bytes, to_mac: bytes, from_mac: bytes) -> bytes:
+    """An Ethernet frame with full checksums."""
+    ip, udp, pseudo = _headers(source, destination, len(payload))
+    ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
+    udp = udp[:6] + struct.pack("!H", checksum(pseudo + udp + payload) or 0xFFFF)
+    return to_mac + from_mac + _IPV4 + ip + udp + payload
 
 
 def mark(payload_bytes: int) -> bytes:
@@ -155,8 +158,7 @@ def transaction_id(flow: int) -> bytes:
 
 def sum_words(data: bytes) -> int:
     """16-bit words in the order of the machine, as ones' complement allows (RFC 1071 section 2)."""
-    words: Sequence[int] = struct.unpack(f"={(len(data) + 1) // 2}H", data + bytes(len(data) % 2))
-    return sum(words)
+    return int(sum(struct.unpack(f"={(len(data) + 1) // 2}H", data + bytes(len(data) % 2))))
 
 
 def is_checksum_right(frame: bytes) -> bool:
@@ -164,6 +166,16 @@ def is_checksum_right(frame: bytes) -> bool:
     ip, udp = frame[ETHERNET_BYTES : PAYLOAD_AT - UDP_BYTES], frame[PAYLOAD_AT - UDP_BYTES :]
     pseudo = ip[12:20] + struct.pack("!HH", 17, len(udp))
     return checksum(ip) == 0 and checksum(pseudo + udp) == 0
+
+
+def _headers(source: Address, destination: Address, payload_bytes: int) -> tuple[bytes, bytes, bytes]:
+    """IP and UDP with zeros for checksums, and RFC 768's pseudo header."""
+    udp_length = UDP_BYTES + payload_bytes
+    addresses = source.host + destination.host
+    # version and header length, DSCP EF (RFC 8837), length, identification, do not fragment, TTL, protocol, checksum
+    ip = struct.pack("!BBHHHBBH", 0x45, 0xB8, IP_BYTES + udp_length, 0, 0x4000, 64, _UDP, 0) + addresses
+    udp = struct.pack("!HHHH", source.port, destination.port, udp_length, 0)
+    return ip, udp, addresses + struct.pack("!HH", _UDP, udp_length)
 
 
 def _in_front(leg: Leg, payload_bytes: int) -> bytes:

@@ -155,7 +155,13 @@ def _fold(total: int) -> int:
 
 
 def _run(job: Job, programs: dict[Any, Program]) -> Report:
-    form = (job.leg.framing, job.leg.host_at, job.leg.port_at, bool(job.leg.ports), len(set(job.payloads)) > 1)
+    form = (
+        job.leg.framing,
+        job.leg.host_at,
+        job.leg.port_at,
+        bool(job.leg.ports),
+        len(set(job.payloads)) > 1,
+    )
     if form not in programs:
         programs[form] = Program(job.leg, mixed=form[-1])
     program, templates = programs[form], job.templates()

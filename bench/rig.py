@@ -126,10 +126,12 @@ class Rig:
         )
         return self.run(topology, path, sweep)
 
-    def latency(self, topology: Topology, path: Way, load: Load) -> tuple[Sample, npt.NDArray[np.int64]]:
-        """Load a path, and the time that packets took, by bucket."""
+    def latency(
+        self, topology: Topology, path: Way, load: Load, rate: int
+    ) -> tuple[Sample, npt.NDArray[np.int64]]:
+        """Load a path at that rate, and the time that packets took, by bucket."""
         before = self.sink.histogram()
-        sample = self.run(topology, path, replace(load, mode=Mode.LATENCY, batch=1))
+        sample = self.run(topology, path, replace(load, rate=rate, mode=Mode.LATENCY))
         return sample, self.sink.histogram() - before
 
     def place(self, pids: Iterable[int], core: int) -> None:

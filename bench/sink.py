@@ -32,7 +32,6 @@ from wire.spp import MAGIC as SPP_MAGIC
 MAX_LEARNED = 65_536
 _SOURCE = Path(__file__).with_name("c") / "sink.c"
 _DRV_MODE = 4  # linux/if_link.h, XDP_FLAGS_DRV_MODE
-_WORDS = "little" if sys.byteorder == "little" else "big"
 
 
 class Mode(IntEnum):
@@ -69,7 +68,7 @@ class Sink:
     """The program and its maps; ``attach`` it where packets are to arrive."""
 
     def __init__(self) -> None:
-        magic = int.from_bytes(MAGIC, _WORDS)
+        magic = int.from_bytes(MAGIC, sys.byteorder)
         self._bpf = compile_program(
             _SOURCE,
             [
@@ -102,10 +101,8 @@ class Sink:
         else:
             assert leg.source is not None
             fixed_at, fixed = SOURCE_PORT_AT, leg.source.port
-        in_frame = int.from_bytes(fixed.to_bytes(2, "big"), _WORDS)
-        expected = _Expectation(
-            mode, leg.framing.marker_at, leg.host_at, leg.port_at, fixed_at, in_frame
-        )
+        in_frame = int.from_bytes(fixed.to_bytes(2, "big"), sys.byteorder)
+        expected = _Expectation(mode, leg.framing.marker_at, leg.host_at, leg.port_at, fixed_at, in_frame)
         self._expected.put(0, expected)
 
     def count(self) -> Count:
@@ -151,9 +148,9 @@ def _read_array(map_fd: int, count: int, kind: np.dtype[Any]) -> npt.NDArray[Any
     got, _ = lookup_batch(
         map_fd,
         None,
-        ctypes.c_uint64.from_buffer(position),
-        (ctypes.c_uint32 * count).from_buffer(keys),
-        (ctypes.c_uint8 * values.nbytes).from_buffer(values),
+        ctypes.c_uint64.from_buffer(position.data),
+        (ctypes.c_uint32 * count).from_buffer(keys.data),
+        (ctypes.c_uint8 * values.nbytes).from_buffer(values.data),
         count,
     )
     # values of arrays are 8 bytes apart only inside the kernel; here they are as large as they are

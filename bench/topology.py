@@ -1,4 +1,4 @@
-"""Three hosts as network namespaces: client – relay – transceiver. Each peer has three of its own.
+"""Three hosts as network namespaces: client, relay, transceiver. Each peer has three of its own.
 
 The relay has two interfaces, ``public`` and ``fleet``; the others have ``eth0``. Neighbours are permanent, so that no
 measurement meets an ARP. Clients of all flows live behind the client host.

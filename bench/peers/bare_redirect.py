@@ -29,8 +29,6 @@ def bare_redirect(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
             attach_xdp(topology.relay, interface, fd)
         up = Leg(source=None, destination=VIP)
         down = Leg(source=TRANSCEIVER, destination=RELAY_FLEET, framing=Framing.SPP, vip=VIP)
-        yield Relay(
-            up=Way(is_up=True, sends=up, arrives=up), down=Way(is_up=False, sends=down, arrives=down)
-        )
+        yield Relay(up=Way(is_up=True, sends=up, arrives=up), down=Way(is_up=False, sends=down, arrives=down))
     finally:
         bpf.cleanup()

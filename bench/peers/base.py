@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from bench.frames import Framing, Leg
 from bench.rig import Rig, Way
 from bench.topology import RELAY_FLEET, TRANSCEIVER, VIP, Topology
+from wire.keys import KeyRing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relay:
     """A peer that runs.
 
-    up: client to transceiver; down: back. pids: its processes, none if it is the kernel's.
-    refresh: bring back what expires while others are measured; called before each turn.
-    learns_up: its way down needs packets of all flows up first.
+    up: client to transceiver; down: back. pids: processes that every packet goes through, none if it is the kernel's.
+    workers: those that a new client's packet goes through; keys: what its ufrag is sealed with.
+    refresh: called before each turn; ``learns_up``: it needs a packet of every flow up, at first and now and then.
     """
 
     up: Way
@@ -23,6 +24,8 @@ class Relay:
     pids: Sequence[int] = ()
     refresh: Callable[[], None] = field(default=lambda: None)
     learns_up: bool = False
+    workers: Sequence[int] = ()
+    keys: KeyRing | None = None
 
     @property
     def has_process(self) -> bool:
@@ -34,11 +37,9 @@ class Relay:
 Peer = Callable[[Rig, Topology, int], AbstractContextManager[Relay]]
 
 
-def spp_ways(fleet: Framing = Framing.SPP) -> dict[str, Way]:
-    """The ways through a relay that speaks SPP to transceivers, as ours and the Go reference do."""
-    to_fleet = Leg(source=RELAY_FLEET, destination=TRANSCEIVER, framing=fleet, vip=VIP)
-    from_fleet = Leg(source=TRANSCEIVER, destination=RELAY_FLEET, framing=fleet, vip=VIP)
-    return {
-        "up": Way(is_up=True, sends=Leg(source=None, destination=VIP), arrives=to_fleet),
-        "down": Way(is_up=False, sends=from_fleet, arrives=Leg(source=VIP, destination=None)),
-    }
+def spp_ways() -> tuple[Way, Way]:
+    """Up and down through a relay that speaks SPP to transceivers, as ours and the Go reference do."""
+    to_fleet = Leg(source=RELAY_FLEET, destination=TRANSCEIVER, framing=Framing.SPP, vip=VIP)
+    from_fleet = Leg(source=TRANSCEIVER, destination=RELAY_FLEET, framing=Framing.SPP, vip=VIP)
+    up = Way(is_up=True, sends=Leg(source=None, destination=VIP), arrives=to_fleet)
+    return up, Way(is_up=False, sends=from_fleet, arrives=Leg(source=VIP, destination=None))

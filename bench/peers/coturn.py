@@ -28,8 +28,17 @@ def coturn(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="relaybench-"))
         command = [turnserver, "-n", "--no-auth", "--no-tls", "--no-dtls", "--no-tcp", "--no-cli"]
-        command += ["--log-file=/dev/null", "--no-stdout-log", f"--pidfile={directory}/pid", "--relay-threads=1"]
-        command += [f"--listening-ip={VIP.ip}", f"--listening-port={VIP.port}", f"--relay-ip={RELAY_FLEET.ip}"]
+        command += [
+            "--log-file=/dev/null",
+            "--no-stdout-log",
+            f"--pidfile={directory}/pid",
+            "--relay-threads=1",
+        ]
+        command += [
+            f"--listening-ip={VIP.ip}",
+            f"--listening-port={VIP.port}",
+            f"--relay-ip={RELAY_FLEET.ip}",
+        ]
         command += ["--min-port=20000", "--max-port=60000", f"--userdb={directory}/db"]
         log = Path(directory, "log")
         process = stack.enter_context(

@@ -39,4 +39,6 @@ def go_reference(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
         with running(
             topology.relay, command, Path(directory, "log"), lambda _: is_bound(topology.relay, VIP.port)
         ) as process:
-            yield Relay(**spp_ways(), pids=processes(process.pid))
+            pids = processes(process.pid)
+            up, down = spp_ways()
+            yield Relay(up=up, down=down, pids=pids, workers=pids)

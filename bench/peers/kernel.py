@@ -13,6 +13,8 @@ from bench.rig import Rig, Way
 from bench.topology import TRANSCEIVER, VIP, Topology
 
 _MAX_CONNTRACK = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+_BUCKETS = Path("/sys/module/nf_conntrack/parameters/hashsize")
+_TIMEOUTS = ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream")
 _RULES = f"""
 table ip relaybench {{
     chain prerouting {{
@@ -41,6 +43,8 @@ def nft_dnat(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
         done = subprocess.run([nft, "-f", "-"], input=_RULES, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PeerUnavailableError(f"nft: {done.stderr.strip()}")
+    for name in _TIMEOUTS:
+        topology.relay.write_sysctl(f"net/netfilter/{name}", "600")
     with _room_for(flows):
         yield Relay(
             up=Way(
@@ -59,15 +63,16 @@ def nft_dnat(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
 
 @contextlib.contextmanager
 def _room_for(flows: int) -> Iterator[None]:
-    """The whole machine's table of connections, twice as large as needed, and as before afterwards."""
+    """The whole machine's table of connections, large enough, and as before afterwards."""
+    before = {path: path.read_text() for path in (_MAX_CONNTRACK, _BUCKETS)}
     try:
-        before = _MAX_CONNTRACK.read_text()
-        if int(before) < 2 * flows:
-            _MAX_CONNTRACK.write_text(str(2 * flows))
+        for path, wanted in ((_MAX_CONNTRACK, 3 * flows), (_BUCKETS, flows)):
+            if int(before[path]) < wanted:
+                path.write_text(str(wanted))
     except OSError as error:
-        raise PeerUnavailableError(f"{_MAX_CONNTRACK}: {error.strerror}") from None
+        raise PeerUnavailableError(f"connection tracking cannot be made larger: {error}") from None
     try:
         yield
     finally:
-        _MAX_CONNTRACK.write_text(before)
-
+        for path, value in before.items():
+            path.write_text(value)

@@ -20,7 +20,8 @@ from bench.errors import BenchError
 from bench.frames import FIRST_CLIENT, FIRST_PORT, FLOWS_A_CLIENT, flow_client
 from bench.peers.base import Relay, spp_ways
 from bench.peers.process import running, take_redirected
-from bench.rig import Load, Rig, processes
+from bench.results import Memory
+from bench.rig import Rig, processes
 from bench.topology import FLEET, PUBLIC, RELAY_FLEET, TRANSCEIVER, VIP, Topology
 from host.keystore import load_keys
 from host.state_dir import StateDir
@@ -46,7 +47,6 @@ max_provisional_flows = 131072
 _MEDIA = b"\x80\x6f" + bytes(98)
 _BATCH = 65_536
 _NEXT_HOP_S = 15.0
-_REFRESH_S = 20.0
 _ASSURED = FlowFlag.FLOW_IS_ASSURED | FlowFlag.FLOW_MEDIA_UP | FlowFlag.FLOW_MEDIA_DOWN
 
 
@@ -87,15 +87,8 @@ def xdp(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
         with Clients(topology, relay.keys, 1) as clients:
             clients.make_flows()
         _wait_for_next_hop(programs)
-        last = time.monotonic()
-
-        def refresh() -> None:
-            nonlocal last
-            if time.monotonic() - last > _REFRESH_S:
-                fill_flows(programs, flows)
-                last = time.monotonic()
-
-        yield Relay(**spp_ways(), pids=(), refresh=refresh, learns_up=True)
+        up, down = spp_ways()
+        yield Relay(up=up, down=down, learns_up=True, workers=relay.pids, keys=relay.keys)
 
 
 @contextlib.contextmanager
@@ -106,16 +99,8 @@ def userspace(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
         relay = stack.enter_context(start(topology, flows, "--dataplane", "userspace"))
         with Clients(topology, relay.keys, flows) as clients:
             clients.make_flows()
-        ways = spp_ways()
-        load, last = Load(payloads=(100,), flows=flows, seconds=0.1, has_process=True), time.monotonic()
-
-        def refresh() -> None:
-            nonlocal last
-            if time.monotonic() - last > _REFRESH_S:
-                rig.prime(topology, ways["up"], load)
-                last = time.monotonic()
-
-        yield Relay(**ways, pids=relay.pids, refresh=refresh)
+        up, down = spp_ways()
+        yield Relay(up=up, down=down, pids=relay.pids, learns_up=True, workers=relay.pids, keys=relay.keys)
 
 
 def sealed_check(keys: KeyRing, transaction: bytes) -> bytes:
@@ -169,8 +154,8 @@ def fill_flows(programs: RelayPrograms, flows: int) -> None:
         count = len(keys)
         update_batch(
             programs.maps["flows"].fd,
-            (FlowKeyC * count).from_buffer(keys),
-            (FlowC * count).from_buffer(values),
+            (FlowKeyC * count).from_buffer(keys.data),
+            (FlowC * count).from_buffer(values.data),
             count,
         )
 
@@ -201,15 +186,25 @@ def _wait_for_next_hop(programs: RelayPrograms) -> None:
         time.sleep(0.1)
 
 
-def map_memory(fd: int) -> int:
+def assured_flows_memory(topology: Topology, flows: int) -> Memory:
+    """Of the map in a relay with room for that many flows."""
+    interfaces = ("--interface", PUBLIC, "--interface", FLEET)
+    with start(topology, flows, "--dataplane", "xdp", *interfaces) as relay:
+        programs = PinDir(relay.state_dir).open()
+        try:
+            flows_map = programs.maps["flows"]
+            return Memory(
+                map_bytes=_memlock(flows_map.fd),
+                max_flows=flows_map.max_entries,
+                record_bytes=ctypes.sizeof(FlowKeyC) + ctypes.sizeof(FlowC),
+            )
+        finally:
+            programs.close()
+
+
+def _memlock(fd: int) -> int:
     """Bytes that the kernel has set aside for a map."""
     for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
         if line.startswith("memlock:"):
             return int(line.split()[1])
     raise BenchError("the kernel does not tell the memory of a map")
-
-
-def record_bytes() -> int:
-    """Key and value of one flow."""
-    return ctypes.sizeof(FlowKeyC) + ctypes.sizeof(FlowC)
-
