@@ -159,8 +159,7 @@ MEASURES: dict[str, Measure] = {"forward": _forward, "latency": _latency, "flows
 def _run(measures: Sequence[Measure], options: dict[str, Any]) -> None:
     if os.geteuid() != 0:
         raise click.ClickException("network namespaces and XDP need root")
-    # As Ctrl-C: namespaces and processes are removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _end_as_interrupted()
     remove_stale()
     try:
         with rig() as made:
@@ -176,6 +175,18 @@ def _run(measures: Sequence[Measure], options: dict[str, Any]) -> None:
     _show(results, as_json=options["as_json"])
     if options["check"] and any(target.holds is False for target in results.targets()):
         sys.exit(1)
+
+
+def _end_as_interrupted() -> None:
+    """SIGTERM as Ctrl-C: namespaces and processes are removed. pyroute2 forks, and ends its children by SIGTERM."""
+    pid = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() != pid:
+            os._exit(128 + number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _show(results: Results, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -31,14 +32,15 @@ def sheets(results: Results) -> list[Sheet]:
 
 def print_sheets(results: Results) -> None:
     """To standard output; nothing is cut."""
-    console = Console(width=None)
+    console = Console()
     for sheet in sheets(results):
         table = Table(title=sheet.title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for index, column in enumerate(sheet.columns):
             table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
         for row in sheet.rows:
             table.add_row(*map(Text, row))
-        console.print(table, crop=False, overflow="ignore", soft_wrap=True)
+        console.width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+        console.print(table)
         console.print()
 
 
