@@ -347,8 +347,8 @@ class _Pass:
         try:
             route = await self._queries.route(host, source)
             check_route(route)
-            exit_ = find_exit(route, await self._chain(route.interface), self._interfaces, self._is_ours)
-            key = NeighbourKey(route.interface, route.gateway or host)
+            exit_ = find_exit(route, await self._chain(route.ifindex), self._interfaces, self._is_ours)
+            key = NeighbourKey(route.ifindex, route.gateway or host)
             mac = (await self._neighbour(key)).usable_mac
             if mac is None:
                 raise NoWay(f"its neighbour {key} does not answer on {exit_.interface}")

@@ -65,7 +65,7 @@ class RouteEvent(NamedTuple):
 class LinkEvent(NamedTuple):
     """``properties`` tell whether anything changed that ways depend on; empty for a link that is gone."""
 
-    index: int
+    ifindex: int
     properties: tuple[object, ...]
 
 

@@ -74,7 +74,7 @@ class RouteQueries:
     async def neighbour(self, key: NeighbourKey) -> Neighbour:
         """Its entry as it is now. Raises NoWay."""
         try:
-            answers = await self._ip.neigh("get", ifindex=key.interface, **_address(key))
+            answers = await self._ip.neigh("get", ifindex=key.ifindex, **_address(key))
         except NetlinkError as error:
             if error.code == errno.ENOENT:
                 return ABSENT
@@ -85,7 +85,7 @@ class RouteQueries:
         """Have the kernel resolve a neighbour and keep it resolved: see the top of this file. Raises NoWay."""
         options = {"flags": NTF_USE, "flags_ext": NTF_EXT_MANAGED}
         try:
-            await self._ip.neigh("append", ifindex=key.interface, state=0, **options, **_address(key))
+            await self._ip.neigh("append", ifindex=key.ifindex, state=0, **options, **_address(key))
         except NetlinkError as error:
             raise NoWay(_words(f"neighbour {key} cannot be resolved", error)) from None
 
@@ -93,7 +93,7 @@ class RouteQueries:
         """The kernel may forget it again."""
         with contextlib.suppress(NetlinkError, NoWay):
             if (await self.neighbour(key)).is_managed:
-                await self._ip.neigh("change", ifindex=key.interface, state=0, flags=NTF_USE, **_address(key))
+                await self._ip.neigh("change", ifindex=key.ifindex, state=0, flags=NTF_USE, **_address(key))
 
 
 def _address(key: NeighbourKey) -> dict[str, Any]:

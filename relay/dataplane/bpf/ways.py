@@ -41,7 +41,7 @@ class Route(NamedTuple):
     """What the kernel answers for one host. ``gateway`` is packed, None for a host on the link; ``mtu`` 0 where the route has none."""
 
     kind: int
-    interface: int
+    ifindex: int
     gateway: bytes | None
     mtu: int
     adds_header: bool
@@ -50,7 +50,7 @@ class Route(NamedTuple):
 class Link(NamedTuple):
     """A network interface. ``tag`` is (protocol, id) of a VLAN device, ``lower`` the ifindex that carries it (0: not here)."""
 
-    index: int
+    ifindex: int
     name: str
     is_ethernet: bool
     is_up: bool
@@ -91,7 +91,7 @@ ABSENT = Neighbour()
 class NeighbourKey(NamedTuple):
     """``host`` is packed."""
 
-    interface: int
+    ifindex: int
     host: bytes
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class Exit(NamedTuple):
     """Where frames leave; ``tags`` are (protocol, id), the outer one first; ``mtu`` in bytes of the IP packet."""
 
     interface: str
-    index: int
+    ifindex: int
     from_mac: bytes
     tags: tuple[tuple[int, int], ...]
     mtu: int
@@ -116,7 +116,7 @@ class Way(NamedTuple):
 
     def to_next_hop(self) -> NextHop:
         """As XDP reads it."""
-        path = LinkPath(ifindex=self.exit.index)
+        path = LinkPath(ifindex=self.exit.ifindex)
         path.from_mac[:], path.to_mac[:] = self.exit.from_mac, self.to_mac
         for place, (protocol, vlan) in enumerate(self.exit.tags):
             path.tag_proto[place], path.tag_tci[place] = protocol, vlan
@@ -133,7 +133,7 @@ def read_route(message: Any) -> Route:
     gateway = message.get_attr("RTA_GATEWAY") or (via["addr"] if via else None)
     return Route(
         kind=message["type"],
-        interface=message.get_attr("RTA_OIF") or 0,
+        ifindex=message.get_attr("RTA_OIF") or 0,
         gateway=ip_address(gateway).packed if gateway else None,
         mtu=(metrics.get_attr("RTAX_MTU") if metrics else None) or 0,
         adds_header=any(message.get_attr(name) for name in ("RTA_ENCAP_TYPE", "RTA_ENCAP", "RTA_NEWDST")),
@@ -147,7 +147,7 @@ def read_link(message: Any) -> Link:
     is_elsewhere = message.get_attr("IFLA_LINK_NETNSID") is not None
     xdp = message.get_attr("IFLA_XDP")
     return Link(
-        index=message["index"],
+        ifindex=message["index"],
         name=message.get_attr("IFLA_IFNAME") or "",
         is_ethernet=message["ifi_type"] == _ARPHRD_ETHER,
         is_up=is_up and message.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN"),
@@ -189,7 +189,7 @@ def check_route(route: Route) -> None:
         raise NoWay(f"its route is {_ROUTE_KINDS.get(route.kind, f'of kind {route.kind}')}")
     if route.adds_header:
         raise NoWay("its route adds a header or changes its address")
-    if not route.interface:
+    if not route.ifindex:
         raise NoWay("its route has no interface")
 
 
@@ -218,4 +218,4 @@ def find_exit(
         raise NoWay(f"our program is not on {lowest.name}")
     # The lower MTU is of what is inside the tag, as the kernel counts it.
     mtu = min(mtu for mtu in (route.mtu, *(link.mtu for link in chain)) if mtu)
-    return Exit(lowest.name, lowest.index, chain[0].mac, tags, mtu)
+    return Exit(lowest.name, lowest.ifindex, chain[0].mac, tags, mtu)
