@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import AsyncIPRoute
 
 from relay.dataplane.bpf import next_hops, route_events, route_queries
 from relay.dataplane.bpf.abi import MAPS, MAX_NEXT_HOPS, Host, NextHop
 from relay.dataplane.bpf.maps import BpfMap
 from relay.dataplane.bpf.next_hops import NextHops
 from relay.dataplane.bpf.route_queries import RouteQueries
+from relay.dataplane.bpf.ways import NeighbourKey
 from tests.bpf.conftest import Network
 from tests.bpf.kernel_objects import make_map
 from tests.e2e import namespaces
@@ -669,6 +671,56 @@ async def test_subscription_that_ends(
         await table.until_to(NEAR, "eth0", mac_of("eth0", there))
         await table.until_to(FAR, "eth1", mac_of("eth1", there))
     assert len(made) == 2
+
+
+async def test_answer_that_never_comes(
+    table: WatchedMap, here: namespaces.Host, there: namespaces.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(next_hops, "_RETRY_S", 0.01)
+    monkeypatch.setattr(route_queries, "_ANSWER_S", 0.2)
+    table.put(key(NEAR), NextHop())
+    ask = AsyncIPRoute.neigh
+
+    async def silent(self: Any, *arguments: Any, **options: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AsyncIPRoute, "neigh", silent)
+    async with following(table):
+        await table.until_none(NEAR)
+        monkeypatch.setattr(AsyncIPRoute, "neigh", ask)
+        await table.until_to(NEAR, "eth0", mac_of("eth0", there))
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known neighbour", "new neighbour"])
+async def test_neighbour_that_changes_while_it_is_asked_for(
+    table: WatchedMap,
+    here: namespaces.Host,
+    there: namespaces.Host,
+    monkeypatch: pytest.MonkeyPatch,
+    is_known: bool,
+) -> None:
+    """What the kernel tells is read before an answer that is older."""
+    ask, macs = RouteQueries.neighbour, ["02:00:00:00:00:88"]
+    host = "198.51.100.88"
+    ip(here, f"neigh replace {host} lladdr 02:00:00:00:00:77 dev eth0 nud permanent")
+
+    async def slow(self: RouteQueries, neighbour: NeighbourKey) -> Any:
+        answer = await ask(self, neighbour)
+        if macs:
+            ip(here, f"neigh replace {host} lladdr {macs.pop()} dev eth0 nud permanent")
+            told = asyncio.Event()
+            # The loop reads what can be read before it calls this.
+            asyncio.get_running_loop().call_later(0.05, told.set)
+            await told.wait()
+        return answer
+
+    async with following(table, *([host] if is_known else [])) as follower:
+        if is_known:
+            await table.until_to(host, "eth0", "02:00:00:00:00:77")
+        monkeypatch.setattr(RouteQueries, "neighbour", slow)
+        follower.want([packed(host)])
+        ip(here, "link set eth0 mtu 1400")
+        await table.until_to(host, "eth0", "02:00:00:00:00:88")
 
 
 async def test_changes_are_logged(

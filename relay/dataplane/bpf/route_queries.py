@@ -6,15 +6,17 @@ were used, every few seconds. NTF_USE in the same request does so once where the
 repeated about once a second (``Neighbour.needs_care``). NLM_F_REPLACE is never set, so that no address is overridden.
 """
 
+import asyncio
 import contextlib
 import errno
 import os
 import socket
+from collections.abc import Awaitable
 from ipaddress import ip_address
 from typing import Any, Self
 
 from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
 
 from relay.dataplane.bpf.ways import (
     ABSENT,
@@ -30,6 +32,8 @@ from relay.dataplane.bpf.ways import (
     read_route,
 )
 
+# The kernel answers within a call's time; an answer that was lost would be waited for without end.
+_ANSWER_S = 5.0
 _NO_ROUTE = {
     errno.ENETUNREACH: "it has no route",
     errno.EHOSTUNREACH: "its route is unreachable",
@@ -54,7 +58,7 @@ class RouteQueries:
         """How the kernel would send to a host now, from that address of ours. Raises NoWay."""
         options = {} if source is None else {"src": str(ip_address(source))}
         try:
-            answers = await self._ip.route("get", dst=str(ip_address(host)), **options)
+            answers = await _answer(self._ip.route("get", dst=str(ip_address(host)), **options))
         except NetlinkError as error:
             raise NoWay(_NO_ROUTE.get(error.code, _words("its route", error))) from None
         if len(answers) != 1:
@@ -65,7 +69,7 @@ class RouteQueries:
         """An interface by ifindex or name; None if there is no such."""
         options = {"ifname": which} if isinstance(which, str) else {"index": which}
         try:
-            return read_link((await self._ip.link("get", **options))[0])
+            return read_link((await _answer(self._ip.link("get", **options)))[0])
         except NetlinkError as error:
             if error.code == errno.ENODEV:
                 return None
@@ -74,7 +78,7 @@ class RouteQueries:
     async def neighbour(self, key: NeighbourKey) -> Neighbour:
         """Its entry as it is now. Raises NoWay."""
         try:
-            answers = await self._ip.neigh("get", ifindex=key.ifindex, **_address(key))
+            answers = await _answer(self._ip.neigh("get", ifindex=key.ifindex, **_address(key)))
         except NetlinkError as error:
             if error.code == errno.ENOENT:
                 return ABSENT
@@ -85,7 +89,7 @@ class RouteQueries:
         """Have the kernel resolve a neighbour and keep it resolved: see the top of this file. Raises NoWay."""
         options = {"flags": NTF_USE, "flags_ext": NTF_EXT_MANAGED}
         try:
-            await self._ip.neigh("append", ifindex=key.ifindex, state=0, **options, **_address(key))
+            await _answer(self._ip.neigh("append", ifindex=key.ifindex, state=0, **options, **_address(key)))
         except NetlinkError as error:
             raise NoWay(_words(f"neighbour {key} cannot be resolved", error)) from None
 
@@ -93,7 +97,17 @@ class RouteQueries:
         """The kernel may forget it again."""
         with contextlib.suppress(NetlinkError, NoWay):
             if (await self.neighbour(key)).is_managed:
-                await self._ip.neigh("change", ifindex=key.ifindex, state=0, flags=NTF_USE, **_address(key))
+                await _answer(
+                    self._ip.neigh("change", ifindex=key.ifindex, state=0, flags=NTF_USE, **_address(key))
+                )
+
+
+async def _answer(question: Awaitable[Any]) -> Any:
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            return await question
+    except NetlinkDecodeError as error:
+        raise OSError(errno.EPROTO, f"an answer of the kernel is not understood: {error}") from error
 
 
 def _address(key: NeighbourKey) -> dict[str, Any]:
