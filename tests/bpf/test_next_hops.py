@@ -114,6 +114,11 @@ async def eventually(question: Callable[[], bool], within_s: float = FOLLOWED_WI
             await asyncio.sleep(0.01)
 
 
+async def quiet() -> None:
+    """Let what earlier changes set off end, so that nothing but the next one's event leads to a look-up."""
+    await asyncio.sleep(0.2)
+
+
 def index_of(interface: str) -> int:
     try:
         return socket.if_nametoindex(interface)
@@ -277,8 +282,10 @@ async def test_rule_changes(
     ip(here, f"{flag}route add default via {other} table 100")
     async with following(table, far, sources={version: packed(OURS[version])}):
         await table.until_to(far, "eth0", mac_of("eth0", there))
+        await quiet()
         ip(here, f"{flag}rule add from {OURS[version]} lookup 100")
         await table.until_to(far, "eth1", mac_of("eth1", there))
+        await quiet()
         ip(here, f"{flag}rule del from {OURS[version]} lookup 100")
         await table.until_to(far, "eth0", mac_of("eth0", there))
 
@@ -335,6 +342,7 @@ async def test_nexthop_object_changes(
     ip(here, f"route add {FAR} nhid 5")
     async with following(table, FAR):
         await table.until_to(FAR, "eth0", mac_of("eth0", there))
+        await quiet()
         ip(here, f"nexthop replace id 5 via {OTHER} dev eth1")
         await table.until_to(FAR, "eth1", mac_of("eth1", there))
 
@@ -511,6 +519,7 @@ async def test_kernel_that_manages_no_neighbours(
     async with following(table, NEAR):
         await table.until_to(NEAR, "eth0", mac_of("eth0", there))
         assert "managed" not in ip(here, f"neigh show {NEAR} dev eth0")
+        await quiet()
         ip(here, f"neigh change {NEAR} dev eth0 nud stale")
         await eventually(lambda: "STALE" not in ip(here, f"neigh show {NEAR} dev eth0"), within_s=3.0)
         assert table.hop(NEAR) is not None
@@ -721,6 +730,28 @@ async def test_neighbour_that_changes_while_it_is_asked_for(
         follower.want([packed(host)])
         ip(here, "link set eth0 mtu 1400")
         await table.until_to(host, "eth0", "02:00:00:00:00:88")
+
+
+async def test_neighbour_that_goes_while_it_is_asked_for(
+    table: WatchedMap, here: namespaces.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told to be gone, as it was known to be, before the answer that it is there."""
+    ask, host, times = RouteQueries.neighbour, "198.51.100.88", [1]
+
+    async def slow(self: RouteQueries, neighbour: NeighbourKey) -> Any:
+        answer = await ask(self, neighbour)
+        if answer.usable_mac and times:
+            times.pop()
+            ip(here, f"neigh del {host} dev eth0")
+            await quiet()
+        return answer
+
+    async with following(table, host) as follower:
+        await follower.until_why(host, "does not answer")
+        monkeypatch.setattr(RouteQueries, "neighbour", slow)
+        ip(here, f"neigh replace {host} lladdr 02:00:00:00:00:77 dev eth0 nud permanent")
+        await table.until_to(host, "eth0", "02:00:00:00:00:77")
+        await table.until_none(host)
 
 
 async def test_changes_are_logged(
