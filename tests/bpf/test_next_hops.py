@@ -338,6 +338,8 @@ async def test_ipv4_by_an_ipv6_gateway(
 async def test_nexthop_object_changes(
     table: WatchedMap, here: namespaces.Host, there: namespaces.Host
 ) -> None:
+    # As routing daemons set it: routes are not told of again when their nexthop changes.
+    Path("/proc/sys/net/ipv4/nexthop_compat_mode").write_text("0")
     ip(here, f"nexthop add id 5 via {NEAR} dev eth0")
     ip(here, f"route add {FAR} nhid 5")
     async with following(table, FAR):
