@@ -157,6 +157,9 @@ def here(network: Network) -> namespaces.Host:
             ip(host, f"link set {interface} down")
             ip(host, f"link set {interface} up")
             ip(host, f"address add fd00:{number}::{end}/64 dev {interface} nodad")
+    with network.here:
+        # As routing daemons set it: routes are not told of again when their nexthop changes.
+        Path("/proc/sys/net/ipv4/nexthop_compat_mode").write_text("0")
     return network.here
 
 
@@ -338,8 +341,6 @@ async def test_ipv4_by_an_ipv6_gateway(
 async def test_nexthop_object_changes(
     table: WatchedMap, here: namespaces.Host, there: namespaces.Host
 ) -> None:
-    # As routing daemons set it: routes are not told of again when their nexthop changes.
-    Path("/proc/sys/net/ipv4/nexthop_compat_mode").write_text("0")
     ip(here, f"nexthop add id 5 via {NEAR} dev eth0")
     ip(here, f"route add {FAR} nhid 5")
     async with following(table, FAR):
