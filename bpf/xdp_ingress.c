@@ -16,9 +16,6 @@
 
 #define NANO 1000000000ULL
 
-/* Not one of ours: the kernel's own business, which no counter should hold. */
-#define NOT_OURS VERDICT_COUNT
-
 /* The rules of AddressRules.may_be_client, but for our own sockets. */
 static __always_inline int is_martian(const __u8 host[16], int is_ipv4_packet,
 				      const struct settings *settings)
@@ -131,9 +128,10 @@ static __always_inline enum verdict check_protocol(const struct datagram *datagr
 }
 
 static __always_inline enum verdict receive_from_client(struct datagram *datagram, void *end,
-							const struct settings *settings)
+							const struct settings *settings,
+							const struct listener *listener)
 {
-	struct flow_key key = {};
+	struct flow_key key;
 	enum verdict verdict;
 	__u64 now;
 
@@ -149,8 +147,7 @@ static __always_inline enum verdict receive_from_client(struct datagram *datagra
 	if (verdict != HAND_UP)
 		return verdict;
 	now = bpf_ktime_get_ns();
-	key.client = datagram->source;
-	key.vip = datagram->destination;
+	make_key(&key, datagram->source.host, datagram->source.port, listener->group);
 	/* Never a known flow: many callers share one CGNAT address. */
 	if (!flows.lookup(&key) && !provisional.lookup(&key) && !take_token(&datagram->source, settings, now))
 		return DROP_RATE_LIMITED;
@@ -186,13 +183,10 @@ static __always_inline enum verdict receive_from_fleet(struct datagram *datagram
 }
 
 /* `client` becomes the one that the packet is of, or for. */
-static __always_inline __u32 judge(struct datagram *datagram, void *end, const struct settings *settings,
-				   struct endpoint *client)
+static __always_inline enum verdict judge(struct datagram *datagram, void *end,
+					  const struct settings *settings, const struct listener *listener,
+					  struct endpoint *client)
 {
-	struct listener *listener = listeners.lookup(&datagram->destination);
-
-	if (!listener)
-		return NOT_OURS;
 	if (datagram->is_malformed)
 		return DROP_MALFORMED;
 	if (datagram->is_fragment)
@@ -200,7 +194,7 @@ static __always_inline __u32 judge(struct datagram *datagram, void *end, const s
 	if (listener->side == SIDE_FLEET)
 		return receive_from_fleet(datagram, end, settings, client);
 	*client = datagram->source;
-	return receive_from_client(datagram, end, settings);
+	return receive_from_client(datagram, end, settings, listener);
 }
 
 /* The core that this packet should go on at. cpumap drops the mark of a checksum that the sender has left to
@@ -253,6 +247,7 @@ int xdp_ingress(struct xdp_md *ctx)
 	struct cursor cursor = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
 	struct datagram datagram = {};
 	struct endpoint client = {};
+	struct listener *listener;
 	struct settings *settings;
 	__u32 zero = 0, verdict;
 	int action = XDP_ABORTED;
@@ -260,11 +255,13 @@ int xdp_ingress(struct xdp_md *ctx)
 	settings = relay_settings.lookup(&zero);
 	if (!settings || parse_datagram(&cursor, &datagram))
 		return XDP_PASS;
-	if (settings->fastpath && forward_assured(ctx, &datagram, cursor.end, settings, &action))
-		return action;
-	verdict = judge(&datagram, cursor.end, settings, &client);
-	if (verdict >= VERDICT_COUNT)
+	listener = listeners.lookup(&datagram.destination);
+	/* Not ours: the kernel's own business, which no counter should hold. */
+	if (!listener)
 		return XDP_PASS;
+	if (settings->fastpath && forward_assured(ctx, &datagram, cursor.end, settings, listener, &action))
+		return action;
+	verdict = judge(&datagram, cursor.end, settings, listener, &client);
 	verdicts.increment(verdict);
 	return verdict == HAND_UP ? hand_up(ctx, &datagram, &client, settings) : XDP_DROP;
 }

@@ -113,6 +113,7 @@ def status(state_dir: StateDir, stats_s: float | None, as_json: bool) -> None:
         "supervisor": "running" if state_dir.is_running() else "dead",
         "left_behind": describe_left_behind(state_dir),
         "listens": [str(address) for address in load_listeners],
+        "fastpath": "on" if settings.fastpath else "off",
         "programs": rows,
         "interfaces": [
             {"interface": a.interface, "mode": a.mode, "program_id": a.program_id} for a in attached
@@ -123,6 +124,10 @@ def status(state_dir: StateDir, stats_s: float | None, as_json: bool) -> None:
         return
     version = f"ABI version {settings.abi_version}, build {report['build']}"
     click.echo(f"{version if settings.build else 'not configured yet'}, pinned in {report['pins']}")
+    if settings.build:
+        click.echo(
+            f"fast path {report['fastpath']}" + "; workers forward every call" * (not settings.fastpath)
+        )
     serving = report["left_behind"]
     if serving and not state_dir.is_running():
         click.echo(f"the supervisor is dead; {serving} go on serving")
@@ -133,6 +138,27 @@ def status(state_dir: StateDir, stats_s: float | None, as_json: bool) -> None:
         click.echo(f"interfaces are in another network namespace, net:[{settings.network_namespace}]\n")
         return
     print_rows("interfaces", report["interfaces"])
+
+
+@bpf.command()
+@click.argument("state", type=click.Choice(["on", "off"]))
+@click.option("--force", is_flag=True, help="Switch off though no worker is there to carry the calls.")
+@state_dir_option
+def fastpath(state_dir: StateDir, state: str, force: bool) -> None:
+    """Have XDP forward established calls (on), or hand all their packets to the workers (off).
+
+    Works at once, on live calls, also when the supervisor is dead, and holds until `relayctl stop`.
+    """
+    with contextlib.closing(open_pins(state_dir)) as programs:
+        if not programs.settings().build:
+            raise NotRunningError("the programs are loaded, and no relay runs on them; `relayctl start` does")
+        if state == "off" and not force and not programs.has_living_worker():
+            raise OperatorError(
+                "no worker beats, so calls live by the fast path alone; run `relayctl start` first, or end them with --force"
+            )
+        programs.set_fastpath(state == "on")
+    carried_by = "by XDP, in the kernel" if state == "on" else "by the workers"
+    click.echo(f"fast path {state}: established calls are forwarded {carried_by}")
 
 
 def _measure(

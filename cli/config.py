@@ -124,6 +124,7 @@ TEMPLATE = """\
 # unknown_burst = 400
 # ipv4_source_bits = 32                       # what one source is: an IPv4 address,
 # ipv6_source_bits = 64                       # an IPv6 /64
+# fastpath = true                             # XDP forwards assured flows; false: workers do (`relayctl bpf fastpath off|on` at run time)
 # cpumap = false                              # XDP leads packets whose checksum is complete to their worker's core
 
 [transceiver]

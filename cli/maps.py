@@ -23,6 +23,7 @@ _MEANINGS = {
     "listeners": "addresses that we listen on, and for which side",
     "vips": "addresses that clients are told",
     "networks": "transceiver networks",
+    "next_hops": "ways to transceivers' hosts, for XDP",
     "steering": "Maglev table: a client's hash → slot",
     "sockets": "group and slot → a worker's socket",
     "cores": "a queue to each worker's core (cpumap)",
@@ -33,6 +34,7 @@ _MEANINGS = {
     "provisional": "flows without media both ways yet",
     "buckets": "rate of unknown packets, by source",
     "verdicts": "what XDP decided",
+    "forwarded_bytes": "payload that XDP forwarded",
     "core_choices": "what cpumap made of packets handed up",
 }
 # Columns that a table leaves out, as they say the same for a machine.

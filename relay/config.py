@@ -47,6 +47,7 @@ class RelayConfig:
     dataplane: how packets reach the workers. interfaces: where XDP is attached; xdp_mode: where it runs.
     unknown_per_s, unknown_burst: packets of no known flow that XDP hands up from one source.
     ipv4_source_bits, ipv6_source_bits: what one source is.
+    fastpath: whether XDP forwards assured flows; else workers do. `relayctl bpf fastpath` changes it while the relay runs.
     cpumap: whether XDP leads packets to their worker's core. Off, as it relieves the
         core that the NIC interrupts at the cost of the worker's.
     """
@@ -65,6 +66,7 @@ class RelayConfig:
     unknown_burst: int
     ipv4_source_bits: int
     ipv6_source_bits: int
+    fastpath: bool = True
     cpumap: bool = False
 
     @classmethod
@@ -92,6 +94,7 @@ class RelayConfig:
             unknown_burst=table.take_int("unknown_burst", policy.unknown_burst, low=1, high=1_000_000),
             ipv4_source_bits=table.take_int("ipv4_source_bits", policy.ipv4_source_bits, low=8, high=32),
             ipv6_source_bits=table.take_int("ipv6_source_bits", policy.ipv6_source_bits, low=16, high=128),
+            fastpath=table.take("fastpath", bool, True),
             cpumap=table.take("cpumap", bool, False),
         )
         table.finish()

@@ -8,6 +8,7 @@ maps that every worker reads; else each worker tells of its assured flows, and i
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,7 @@ from host.registry import ProcessRegistry
 from host.sockets import bound_address
 from host.supervisor import AdminMethod, ProcessGroup
 from relay.config import MAX_WORKERS, RelayConfig
+from relay.core.verdict import FlowEvent
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.choice import choose_data_path
 from relay.dataplane.kernel import KernelDataPath
@@ -33,7 +35,9 @@ logger = logging.getLogger(__name__)
 
 _MODULE = "relay.worker"
 _FLOWS_A_MESSAGE = 500
-_SWEEP_INTERVAL_S = 10.0
+_SWEEP_INTERVAL_S = 1.0
+# A sweep takes about 1 µs a flow; between two of them is this many times as long.
+_SWEEP_PAUSE_FACTOR = 20
 # A packet that the kernel gave a socket just before its slot was emptied arrives within this.
 _SETTLE_S = 0.05
 
@@ -61,7 +65,10 @@ class RelayService:
         # Of userspace workers that `scale` ended; the kernel's counters stay in their map.
         self._departed_verdicts, self._departed_events = Counter[str](), Counter[str]()
         self._is_serving = False
-        self._sweeping: asyncio.Task[None] | None = None
+        # What the supervisor does beside, for the kernel's data path.
+        self._chores: list[asyncio.Task[None]] = []
+        self._kernel_flows = {"flows": 0, "assured_flows": 0}
+        self._expired = 0
         self._scaling = asyncio.Lock()
         left_behind = {entry.pid for entry in registry.left_behind if entry.module == _MODULE}
         self._kernel, self.reason = choose_data_path(config, pins, is_served=bool(left_behind))
@@ -94,7 +101,10 @@ class RelayService:
         slots = [(slot.index, slot.sockets) for slot in self._slots]
         self._kernel.begin(self._policy, self._fleet_addresses(), slots)
         self._kernel.use_cores(slot.core for slot in self._slots)
-        self._sweeping = asyncio.create_task(self._sweep(self._kernel))
+        self._chores = [
+            asyncio.create_task(self._sweep(self._kernel)),
+            asyncio.create_task(self._kernel.follow_next_hops()),
+        ]
         await asyncio.sleep(_SETTLE_S)
         for entry in await asyncio.to_thread(self._registry.end_left_behind, _MODULE):
             logger.info("took over from %s, pid %d", entry.name, entry.pid)
@@ -130,6 +140,10 @@ class RelayService:
         events.update(self._departed_events)
         xdp = self._kernel.counts() if self._kernel else {}
         verdicts.update(xdp)
+        events[FlowEvent.FLOW_EXPIRED.label] += self._expired
+        if self._kernel is not None:
+            gauges.update(self._kernel.forwarded_bytes())
+            gauges |= self._kernel_flows
         return {
             "dataplane": self.data_path,
             "reason": self.reason,
@@ -153,14 +167,15 @@ class RelayService:
                 *(process.request("flows", limit=limit, client=client) for process in processes),
                 return_exceptions=True,
             )
-            listed: dict[tuple[str, str], dict[str, Any]] = {}
+            in_maps = self._kernel.list_flows(limit, client) if self._kernel else []
+            listed = {(flow["client"], flow["vip"]): flow for flow in in_maps}
             for slot, answer in zip(self._slots, answers, strict=False):
                 if isinstance(answer, ChannelError):
                     continue  # a worker in back-off has no flows to show
                 if isinstance(answer, BaseException):
                     raise answer
                 for flow in answer:
-                    # Two workers have it for a while where it went from one to the other.
+                    # XDP forwards it, or it went from one worker to another: who had it last knows it best.
                     key = flow["client"], flow["vip"]
                     if key not in listed or flow["idle_s"] < listed[key]["idle_s"]:
                         listed[key] = {**flow, "worker": slot.index}
@@ -179,9 +194,9 @@ class RelayService:
 
     def close(self) -> None:
         """Detach and remove what is in the kernel, close sockets and counters."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            self._sweeping = None
+        for chore in self._chores:
+            chore.cancel()
+        self._chores.clear()
         if self._kernel is not None:
             self._kernel.close()
             self._kernel = None
@@ -249,13 +264,19 @@ class RelayService:
 
     async def _sweep(self, kernel: KernelDataPath) -> None:
         while True:
-            await asyncio.sleep(_SWEEP_INTERVAL_S)
-            removed = 0
-            for part in kernel.sweep(self._policy):
-                removed += part
+            sweep, spent_s = kernel.sweep(self._policy), 0.0
+            steps, began = sweep.steps(), time.monotonic()
+            for _ in steps:
+                spent_s += time.monotonic() - began
                 await asyncio.sleep(0)
-            if removed:
-                logger.info("removed %d flows that no worker carried on", removed)
+                began = time.monotonic()
+            self._kernel_flows = {
+                "flows": sweep.assured + sweep.provisional,
+                "assured_flows": sweep.assured,
+            }
+            self._expired += sweep.expired
+            kernel.next_hops.want(sweep.hosts)
+            await asyncio.sleep(max(_SWEEP_INTERVAL_S, spent_s * _SWEEP_PAUSE_FACTOR))
 
     def _fleet_addresses(self) -> list[Address]:
         return [bound_address(sock) for sock in self._slots[0].fleet]
@@ -280,6 +301,10 @@ class RelayService:
             channel.send_event("serve")
 
         def follow_flow(message: Message) -> None:
+            if message["event"] == "transceiver":
+                if self._kernel is not None:
+                    self._kernel.next_hops.want({bytes.fromhex(message["host"])})
+                return
             record = FlowRecord.from_json(message["flow"])
             if message["event"] == "flow_assured":
                 slot.flows.remember(record)

@@ -23,6 +23,7 @@ from host.privileges import drop_privileges
 from relay.core.flow_table import Flow, FlowKey
 from relay.core.forwarding import FlowNotice, RelayCore
 from relay.core.verdict import FlowEvent
+from relay.dataplane.bpf.abi import MAX_NEXT_HOPS
 from relay.dataplane.bpf.flow_store import KernelFlowStore
 from relay.dataplane.bpf.heart import Heart
 from relay.dataplane.counters import WorkerCounters
@@ -69,6 +70,8 @@ class Worker:
         signal.set_wakeup_fd(wakeup_writer.fileno())
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._draining = False
+        # Transceivers' hosts that the supervisor has been told of.
+        self._told_hosts: set[bytes] = set()
 
     def adopt(self, records: list[FlowRecord]) -> None:
         """Go on with flows of other workers; those of the one before come before ``run``, so that no packet is lost."""
@@ -135,8 +138,19 @@ class Worker:
         while (notice := self._core.next_notice()) is not None:
             if self._store is None:
                 self._tell(notice)
-            elif not self._store.note(notice):
+                continue
+            if not self._store.note(notice):
                 self._core.events[FlowEvent.FLOW_REFUSED] += 1
+            self._tell_host(notice.flow.transceiver.host)
+
+    def _tell_host(self, host: bytes) -> None:
+        """For XDP to forward to it, the supervisor finds the way there."""
+        if host in self._told_hosts or self._control is None:
+            return
+        if len(self._told_hosts) >= MAX_NEXT_HOPS:
+            self._told_hosts.clear()
+        self._told_hosts.add(host)
+        self._control.send({"event": "transceiver", "host": host.hex()})
 
     def _tell(self, notice: FlowNotice) -> None:
         flow = notice.flow

@@ -25,8 +25,8 @@ NONCE_BYTES = 5
 _SEALED_BYTES = {1 + _TAG_BYTES + hint.size for hint in _HINTS.values()}
 UFRAG_CHARS = frozenset(-(-size * 4 // 3) for size in _SEALED_BYTES)
 ICE_PWD_CHARS = 32
-# The key id, the whole SIV and the first byte behind it: 18 bytes.
-UFRAG_TAG_CHARS = 24
+# Behind the key id: 48 bits of the SIV.
+_UFRAG_TAG = slice(2, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +74,11 @@ def open_ufrag_untrusted(keys: KeyRing, ufrag: str) -> RouteHint:
 
 
 def ufrag_tag(ufrag: str) -> str:
-    """What tells a sealed ufrag from every other: its beginning, with the SIV, which is a keyed hash of the hint.
+    """What tells a sealed ufrag from others: 8 characters of its SIV, which is a keyed hash of the hint.
 
-    Who can forge a ufrag with the tag of another has seen that one, and could as well send it as it is.
+    Who forges a ufrag with the tag of another has seen that one, and could as well send it as it is.
     """
-    return ufrag[:UFRAG_TAG_CHARS]
+    return ufrag[_UFRAG_TAG]
 
 
 def derive_ice_pwd(keys: KeyRing, ufrag: str) -> str:

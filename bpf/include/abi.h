@@ -27,14 +27,15 @@ struct endpoint {
 	__u8 pad[2];
 };
 
-/* The first characters of a sealed ufrag: its key id and the whole tag of AES-SIV, which no two ufrags share.
- */
-#define UFRAG_TAG_BYTES 24
+/* Characters of a sealed ufrag that tell it from others: 48 bits of AES-SIV's tag, behind the key id. */
+#define UFRAG_TAG_OFFSET 2
+#define UFRAG_TAG_BYTES 8
 
-/* What a flow is looked up by; `vip` is the address that packets arrive at. */
+/* What a flow is looked up by; `group` is that of the listener that the client's packets arrive at. */
 struct flow_key {
-	struct endpoint client;
-	struct endpoint vip;
+	__u8 client_host[16];
+	__be16 client_port;
+	__u16 group;
 };
 
 enum flow_flag {
@@ -58,8 +59,8 @@ struct link_path {
 };
 
 /* A client's way to its transceiver. Times are CLOCK_MONOTONIC nanoseconds; `up` is client to transceiver.
- * What is needed for each packet comes first. XDP writes `client_path`, counts and times of what it forwards,
- * and FLOW_IS_RELEASED; a worker adds to the counts what it has forwarded.
+ * With its key and 48 bytes of the kernel's an entry is three cache lines. XDP writes `client_path`, counts
+ * and times of what it forwards, and FLOW_IS_RELEASED; a worker adds to the counts what it has forwarded.
  */
 struct flow {
 	struct endpoint transceiver;
@@ -98,6 +99,13 @@ enum direction {
 	DIRECTION_UP = 0,
 	DIRECTION_DOWN = 1,
 	DIRECTION_COUNT,
+};
+
+/* An address that clients are told, and where packets for it arrive: the same, or another one behind a 1:1
+ * NAT. */
+struct vip {
+	struct endpoint listen;
+	__u32 group;
 };
 
 /* An address and port that this relay listens on. `told` is the VIP that clients know a public one by. */

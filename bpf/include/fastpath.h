@@ -22,6 +22,13 @@ struct passage {
 	__u32 payload_length;
 };
 
+static __always_inline void make_key(struct flow_key *key, const __u8 host[16], __be16 port, __u32 group)
+{
+	__builtin_memcpy(key->client_host, host, 16);
+	key->client_port = port;
+	key->group = group;
+}
+
 static __always_inline int is_same_endpoint(const struct endpoint *one, const struct endpoint *other)
 {
 	const __u32 *a = (const __u32 *)one->host, *b = (const __u32 *)other->host;
@@ -170,24 +177,25 @@ static __always_inline void note_up(const struct passage *passage)
 }
 
 static __always_inline int forward_to_transceiver(struct xdp_md *ctx, const struct datagram *datagram,
-						  void *end, const struct settings *settings, int *action)
+						  void *end, const struct settings *settings,
+						  const struct listener *listener, int *action)
 {
-	const struct flow_key *key = (const void *)datagram;
 	struct passage passage = {.direction = DIRECTION_UP, .payload_length = datagram->payload_length};
 	struct envelope *envelope = &passage.envelope;
 	struct spp_header spp = {.magic = htons(SPP_MAGIC)};
-	struct flow *flow = flows.lookup((struct flow_key *)key);
-	struct listener *listener;
+	struct flow_key key;
 	struct next_hop *hop;
+	struct flow *flow;
 
+	make_key(&key, datagram->source.host, datagram->source.port, listener->group);
+	flow = flows.lookup(&key);
 	if (!flow)
 		return 0;
 	passage.flow = flow;
 	if (!is_forwarded_up(datagram, end, &passage))
 		return 0;
 	hop = next_hops.lookup((struct host *)&flow->transceiver);
-	listener = listeners.lookup((struct endpoint *)&datagram->destination);
-	if (!hop || !listener)
+	if (!hop)
 		return 0;
 	envelope->path = &hop->path;
 	envelope->source = fleet_endpoint(&flow->transceiver, settings);
@@ -224,22 +232,15 @@ static __always_inline void note_down(const struct passage *passage, __u8 first)
 		flow->flags = flags;
 }
 
-/* The flow whose client an SPP header names, if its transceiver is who sends. `key` becomes its key. */
+/* The flow of the client on the VIP, if its transceiver is who sends. */
 static __always_inline struct flow *find_flow_down(const struct datagram *datagram,
-						   const struct spp_header *spp, struct flow_key *key)
+						   const struct endpoint *client, const struct vip *vip)
 {
-	struct endpoint proxy = {.port = spp->proxy_port};
-	struct endpoint *listen;
+	struct flow_key key;
 	struct flow *flow;
 
-	__builtin_memcpy(proxy.host, spp->proxy, 16);
-	listen = vips.lookup(&proxy);
-	if (!listen)
-		return 0;
-	__builtin_memcpy(key->client.host, spp->client, 16);
-	key->client.port = spp->client_port;
-	__builtin_memcpy(&key->vip, listen, sizeof(*listen));
-	flow = flows.lookup(key);
+	make_key(&key, client->host, client->port, vip->group);
+	flow = flows.lookup(&key);
 	return flow && is_same_endpoint(&flow->transceiver, &datagram->source) ? flow : 0;
 }
 
@@ -249,8 +250,9 @@ static __always_inline int forward_to_client(struct xdp_md *ctx, const struct da
 	const struct spp_header *spp = (const void *)datagram->payload;
 	struct passage passage = {.verdict = FORWARD_CLIENT, .direction = DIRECTION_DOWN};
 	struct envelope *envelope = &passage.envelope;
-	struct flow_key key = {};
+	struct endpoint client = {}, proxy = {};
 	__u64 offset, length, sum = 0;
+	struct vip *vip;
 	void *payload;
 
 	if ((void *)(spp + 1) + 1 > end || spp->magic != htons(SPP_MAGIC))
@@ -259,13 +261,20 @@ static __always_inline int forward_to_client(struct xdp_md *ctx, const struct da
 	/* What is shorter than its header becomes very long. */
 	if (length - 1 >= MAX_CHECKED_BYTES)
 		return 0;
-	passage.flow = find_flow_down(datagram, spp, &key);
+	__builtin_memcpy(client.host, spp->client, 16);
+	client.port = spp->client_port;
+	__builtin_memcpy(proxy.host, spp->proxy, 16);
+	proxy.port = spp->proxy_port;
+	vip = vips.lookup(&proxy);
+	if (!vip)
+		return 0;
+	passage.flow = find_flow_down(datagram, &client, vip);
 	if (!passage.flow || !passage.flow->client_path.ifindex)
 		return 0;
 	passage.payload_length = length;
 	envelope->path = &passage.flow->client_path;
-	envelope->source = &key.vip;
-	envelope->destination = &key.client;
+	envelope->source = &vip->listen;
+	envelope->destination = &client;
 	envelope->class_and_label = datagram->class_and_label;
 	envelope->hop_limit = datagram->hop_limit - 1;
 	envelope->length = sizeof(struct udphdr) + length;
@@ -285,16 +294,17 @@ static __always_inline int forward_to_client(struct xdp_md *ctx, const struct da
 /* Returns 0 for a packet that is not forwarded here, and that stays as it was. A packet that is broken in any
  * way is for the long way to judge. */
 static __always_inline int forward_assured(struct xdp_md *ctx, const struct datagram *datagram, void *end,
-					   const struct settings *settings, int *action)
+					   const struct settings *settings, const struct listener *listener,
+					   int *action)
 {
 	__u64 in_frame = end - (void *)datagram->payload;
 
 	if (datagram->is_malformed || datagram->is_fragment || datagram->hop_limit <= 1 ||
 	    !datagram->payload_length || datagram->payload_length > in_frame)
 		return 0;
-	if (is_same_endpoint(&datagram->destination, fleet_endpoint(&datagram->destination, settings)))
+	if (listener->side == SIDE_FLEET)
 		return forward_to_client(ctx, datagram, end, settings, action);
-	return forward_to_transceiver(ctx, datagram, end, settings, action);
+	return forward_to_transceiver(ctx, datagram, end, settings, listener, action);
 }
 
 #endif

@@ -12,6 +12,8 @@
 #define STUN_USERNAME 0x0006
 /* USERNAME is among the first ones of every ICE agent's check. */
 #define MAX_STUN_ATTRIBUTES 8
+/* Of a sealed ufrag; a colon and the client's follow. */
+#define MIN_UFRAG_CHARS 47
 #define SPP_MAGIC 0x56ec
 #define SPP_HEADER_BYTES 38
 #define DTLS_ALERT 21
@@ -58,13 +60,12 @@ static __always_inline int has_stun_header(const struct stun_header *stun, const
 }
 
 /* Whether this is a Binding request of the session with that ufrag: the server's comes first in USERNAME (RFC
- * 8445 section 7.2.2). `stun` has a good header. Who writes another end behind the tag is refused by the
+ * 8445 section 7.2.2). `stun` has a good header. Who writes other characters around the tag is refused by the
  * transceiver, as who writes a wrong MESSAGE-INTEGRITY is.
  */
 static __always_inline int is_check_of(const struct stun_header *stun, const void *end, __u64 length,
 				       const char tag[UFRAG_TAG_BYTES])
 {
-	const __u64 *ours = (const __u64 *)tag;
 	__u64 offset = STUN_HEADER_BYTES;
 
 	if (stun->type != htons(STUN_BINDING_REQUEST))
@@ -72,7 +73,6 @@ static __always_inline int is_check_of(const struct stun_header *stun, const voi
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < MAX_STUN_ATTRIBUTES; i++) {
 		const struct stun_attribute *attribute;
-		const __u64 *name;
 		__u64 size;
 
 		keep_within(offset, DATAGRAM_MASK);
@@ -83,12 +83,12 @@ static __always_inline int is_check_of(const struct stun_header *stun, const voi
 		offset += sizeof(*attribute) + ((size + 3) & ~3ULL);
 		if (offset > length)
 			return 0;
-		if (attribute->type != htons(STUN_USERNAME))
-			continue;
-		name = (const __u64 *)(attribute + 1);
-		if (size <= UFRAG_TAG_BYTES || (const void *)(name + UFRAG_TAG_BYTES / 8) > end)
-			return 0;
-		return name[0] == ours[0] && name[1] == ours[1] && name[2] == ours[2];
+		if (attribute->type == htons(STUN_USERNAME)) {
+			const char *found = (const char *)(attribute + 1) + UFRAG_TAG_OFFSET;
+
+			return size > MIN_UFRAG_CHARS && (const void *)(found + UFRAG_TAG_BYTES) <= end &&
+			       *(const __u64 *)found == *(const __u64 *)tag;
+		}
 	}
 	return 0;
 }

@@ -47,7 +47,9 @@ def _choose(config: RelayConfig, pins: PinDir) -> tuple[KernelDataPath | None, s
     sizes = MapSizes(max_flows=config.max_assured_flows, max_provisional=config.max_provisional_flows)
     try:
         modes = xdp_modes(config)
-        kernel = KernelDataPath(pins, config.interfaces, modes, sizes, cpumap=config.cpumap)
+        kernel = KernelDataPath(
+            pins, config.interfaces, modes, sizes, fastpath=config.fastpath, cpumap=config.cpumap
+        )
     except BpfUnavailableError as error:
         if config.dataplane is DataPlane.XDP:
             raise

@@ -3,31 +3,39 @@
 import logging
 import secrets
 import socket
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from host.errors import OperatorError
 from relay.core.policy import RelayPolicy
 from relay.core.steering import HashKey
 from relay.dataplane.bpf import links
-from relay.dataplane.bpf.abi import MAX_SLOTS, SIDE_FLEET
+from relay.dataplane.bpf.abi import MAX_SLOTS, SIDE_FLEET, Direction
 from relay.dataplane.bpf.compiler import MapSizes
+from relay.dataplane.bpf.describe import MapReader
 from relay.dataplane.bpf.links import Attachment, XdpMode
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.bpf.programs import listeners_of
 from relay.dataplane.counters import label_cells
+from relay.dataplane.sweep import Sweep
 from wire.address import Address
 
 logger = logging.getLogger(__name__)
 
 _WORKERS_MAPS = ("flows", "provisional", "workers", "heartbeat")
-# A silent flow is its worker's to remove; what is left so much later has no worker any more.
-_SWEEP_MARGIN_S = 10.0
-# About 2 ms.
-_SWEPT_AT_ONCE = 1024
+_LISTED = (
+    "client",
+    "transceiver",
+    "state",
+    "age_s",
+    "idle_s",
+    "packets_up",
+    "bytes_up",
+    "packets_down",
+    "bytes_down",
+)
 
 
 class KernelDataPath:
@@ -40,15 +48,17 @@ class KernelDataPath:
         modes: tuple[XdpMode, ...],
         sizes: MapSizes,
         *,
+        fastpath: bool = True,
         cpumap: bool = False,
     ) -> None:
-        """cpumap: packets go on at their worker's core, where that is safe.
+        """fastpath: XDP forwards assured flows. cpumap: packets go on at their worker's core, where that is safe.
 
         Raises BpfUnavailableError, AbiMismatchError, ForeignProgramError, ConfigError or OperatorError.
         """
         self._pins = pins
         self._interfaces = interfaces
         self._modes = modes
+        self._fastpath = fastpath
         self._cpumap = cpumap
         pins.check_namespace()
         self.was_adopted = pins.exists
@@ -106,7 +116,9 @@ class KernelDataPath:
         if self.was_adopted:
             self._attach()
         self.has_begun = True
-        self.programs.configure(policy, fleet_sockets, self._hash_key(), cpumap=self._cpumap)
+        self.programs.configure(
+            policy, fleet_sockets, self._hash_key(), fastpath=self._fastpath, cpumap=self._cpumap
+        )
         filled = []
         for slot, sockets in slots:
             self.fill(slot, sockets)
@@ -159,14 +171,32 @@ class KernelDataPath:
                 counts.update(label_cells(page.cells))
         return counts
 
-    def sweep(self, policy: RelayPolicy) -> Iterator[int]:
-        """Remove flows whose worker died and that no other took up; tells how many, a part of the maps at a time."""
-        for name, life_s in (("flows", policy.assured_s), ("provisional", policy.provisional_s)):
-            flows = self.programs.maps[name]
-            oldest_ns = time.monotonic_ns() - int((life_s + _SWEEP_MARGIN_S) * 1e9)
-            elements = flows.items()
-            while part := list(islice(elements, _SWEPT_AT_ONCE)):
-                yield sum(flows.delete(key) for key, flow in part if flow.last_seen_ns < oldest_ns)
+    def forwarded_bytes(self) -> dict[str, int]:
+        """Payload that XDP forwarded, ``bytes_up`` and ``bytes_down``."""
+        by_cpu = self.programs.maps["forwarded_bytes"]
+        return {
+            "bytes_up": sum(by_cpu.get(Direction.DIRECTION_UP) or ()),
+            "bytes_down": sum(by_cpu.get(Direction.DIRECTION_DOWN) or ()),
+        }
+
+    def sweep(self, policy: RelayPolicy) -> Sweep:
+        """A walk over the flows that ends those that fell silent."""
+        return Sweep(policy, self.programs.maps)
+
+    def list_flows(self, limit: int, client: str | None) -> list[dict[str, Any]]:
+        """Flows as they are in the maps, at most ``limit``; ``client`` is ADDRESS or ADDRESS:PORT."""
+        reader = MapReader(self.programs)
+        rows = chain.from_iterable(reader.find_flows(name, client) for name in ("flows", "provisional"))
+        listeners = self.programs.maps["listeners"].items()
+        told = {str(key.address()): str(value.told.address()) for key, value in listeners}
+        return [
+            {
+                **{name: row[name] for name in _LISTED},
+                "vip": told.get(row["listen"], row["listen"]),
+                "worker": row["slot"],
+            }
+            for row in islice(rows, limit)
+        ]
 
     def describe(self) -> dict[str, Any]:
         """For ``status``."""
@@ -174,6 +204,7 @@ class KernelDataPath:
             "pins": str(self._pins.path),
             "adopted": self.was_adopted,
             "load_s": round(self.programs.load_s, 3),
+            "fastpath": bool(self.programs.settings().fastpath),
             "interfaces": self._describe_interfaces(),
         }
 

@@ -12,7 +12,7 @@ MAX_SLOTS = 64
 MAX_GROUPS = 16
 STEERING_SIZE = 16_381
 MAX_NEXT_HOPS = 4096
-UFRAG_TAG_BYTES = 24
+UFRAG_TAG_OFFSET, UFRAG_TAG_BYTES = 2, 8
 COUNTER_CELLS = 512
 
 
@@ -45,9 +45,22 @@ class Endpoint(ctypes.Structure):
 
 
 class FlowKeyC(ctypes.Structure):
-    """``struct flow_key``; ``vip`` is the address that the client's packets arrive at."""
+    """``struct flow_key``; ``group`` is that of the listener that the client's packets arrive at."""
 
-    _fields_ = (("client", Endpoint), ("vip", Endpoint))
+    _fields_ = (
+        ("client_host", ctypes.c_uint8 * 16),
+        ("client_port", ctypes.c_uint16.__ctype_be__),
+        ("group", ctypes.c_uint16),
+    )
+
+    @classmethod
+    def of(cls, client: Address, group: int) -> Self:
+        """Of a client of ours."""
+        return cls((ctypes.c_uint8 * 16)(*client.mapped), client.port, group)
+
+    def client(self) -> Address:
+        """As an address of ours."""
+        return Address.from_mapped(bytes(self.client_host), self.client_port)
 
 
 class LinkPath(ctypes.Structure):
@@ -91,6 +104,12 @@ class NextHop(ctypes.Structure):
     """``struct next_hop``: the way to a transceiver's host; ``mtu`` in bytes of the IP packet."""
 
     _fields_ = (("path", LinkPath), ("mtu", ctypes.c_uint32), ("pad", ctypes.c_uint32))
+
+
+class VipC(ctypes.Structure):
+    """``struct vip``: where packets for a VIP arrive."""
+
+    _fields_ = (("listen", Endpoint), ("group", ctypes.c_uint32))
 
 
 class Listener(ctypes.Structure):
@@ -192,6 +211,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "flow": FlowC,
     "host": Host,
     "next_hop": NextHop,
+    "vip": VipC,
     "listener": Listener,
     "settings": Settings,
     "heartbeat": Heartbeat,
@@ -227,7 +247,7 @@ class MapLayout(NamedTuple):
 MAPS: dict[str, MapLayout] = {
     "settings": MapLayout(ARRAY, ctypes.c_uint32, Settings, "relay_settings"),
     "listeners": MapLayout(HASH, Endpoint, Listener, "listeners"),
-    "vips": MapLayout(HASH, Endpoint, Endpoint, "vips"),
+    "vips": MapLayout(HASH, Endpoint, VipC, "vips"),
     "networks": MapLayout(LPM_TRIE, Network, ctypes.c_uint32, "networks"),
     "steering": MapLayout(ARRAY, ctypes.c_uint32, ctypes.c_uint32, "steering"),
     "sockets": MapLayout(REUSEPORT_SOCKARRAY, ctypes.c_uint32, ctypes.c_uint64, ""),

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import numpy as np
+
 from relay.core.steering import hash_address
 from relay.core.verdict import MEANINGS, Verdict
 from relay.dataplane.bpf.abi import (
@@ -48,7 +50,7 @@ class MapReader:
         self._decoders: dict[str, Callable[[Any, Any], Iterator[Row]]] = {
             "settings": self._settings_rows,
             "listeners": self._listener,
-            "vips": lambda key, value: iter([{"vip": str(key.address()), "listen": str(value.address())}]),
+            "vips": lambda key, value: iter([{"vip": str(key.address()), "listen": str(value.listen.address())}]),
             "networks": lambda key, value: iter([{"network": _network(key)}]),
             "steering": lambda key, value: iter([{"place": key.value, "slot": value.value}]),
             "sockets": self._socket,
@@ -71,6 +73,12 @@ class MapReader:
             return self._shares()
         return [row for key, value in self._maps[name].items() for row in self._decoders[name](key, value)]
 
+    def find_flows(self, name: str, client: str | None = None) -> Iterator[Row]:
+        """Rows of ``flows`` or ``provisional``, of one client (ADDRESS or ADDRESS:PORT), without making a row of each."""
+        for keys, values in self._maps[name].batches():
+            for place in range(len(keys)) if client is None else _places_of(client, keys):
+                yield from self._flow(keys[place], values[place])
+
     def get(self, name: str, words: tuple[str, ...]) -> list[Row]:
         """The rows of one key, which is written as ``rows`` shows it. Raises ValueError with the form of a key."""
         if name == "networks":
@@ -88,11 +96,11 @@ class MapReader:
         try:
             match name, words:
                 case ("flows" | "provisional", (client,)):
-                    for listen in self._listeners:
-                        yield FlowKeyC(Endpoint.of(Address.parse(client)), Endpoint.of(listen))
+                    for _, group in self._listeners.values():
+                        yield FlowKeyC.of(Address.parse(client), group)
                 case ("flows" | "provisional", (client, listen_text)):
-                    listen = Address.parse(listen_text)
-                    yield FlowKeyC(Endpoint.of(Address.parse(client)), Endpoint.of(listen))
+                    _, group = self._listeners.get(Address.parse(listen_text), (0, MAX_GROUPS))
+                    yield FlowKeyC.of(Address.parse(client), group)
                 case ("listeners" | "vips", (address,)):
                     yield Endpoint.of(Address.parse(address))
                 case ("buckets", (host,)):
@@ -151,21 +159,24 @@ class MapReader:
 
     def _socket(self, key: Any, value: Any) -> Iterator[Row]:
         group, slot = divmod(key.value, MAX_SLOTS)
-        listen = next((a for a, (_, number) in self._listeners.items() if number == group), None)
         yield {
             "group": group,
             "slot": slot,
-            "address": str(listen) if listen else None,
+            "address": self._listen_of(group),
             "socket_cookie": value.value,
         }
 
+    def _listen_of(self, group: int) -> str | None:
+        """Where the group's packets arrive."""
+        return next((str(address) for address, (_, number) in self._listeners.items() if number == group), None)
+
     def _flow(self, key: FlowKeyC, value: Any) -> Iterator[Row]:
-        client = key.client.address()
+        client = key.client()
         place = hash_address(client, tuple(self._settings.hash_key)) % STEERING_SIZE
         steered = self._maps["steering"].get(place)
         yield {
             "client": str(client),
-            "listen": str(key.vip.address()),
+            "listen": self._listen_of(key.group),
             "transceiver": str(value.transceiver.address()),
             "slot": None if steered is None else steered.value,
             "state": _flow_state(value.flags),
@@ -235,6 +246,20 @@ _CHOICE_MEANINGS = {
     CoreChoice.CORE_TOO_LONG: "too long to be checked here",
     CoreChoice.CORE_CHECKSUM_INCOMPLETE: "its sender left the UDP checksum to the NIC, or it is wrong",
 }
+
+
+def _places_of(client: str, keys: Any) -> list[int]:
+    """Which keys of an array are of that client."""
+    found = np.frombuffer(keys, dtype=np.dtype(FlowKeyC))
+    try:
+        host, port = Address.from_host(str(ip_address(client)), 0).mapped, None
+    except ValueError:
+        address = Address.parse(client)
+        host, port = address.mapped, address.port
+    is_wanted = (found["client_host"] == np.frombuffer(host, dtype=np.uint8)).all(axis=1)
+    if port is not None:
+        is_wanted &= found["client_port"] == port
+    return [int(place) for place in np.flatnonzero(is_wanted)]
 
 
 def _below(text: str, bound: int) -> int:

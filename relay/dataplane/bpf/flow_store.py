@@ -19,8 +19,8 @@ from relay.dataplane.bpf.abi import UFRAG_TAG_BYTES, FlowC, FlowFlag, FlowKeyC
 from relay.dataplane.bpf.syscall import MapElements
 from wire.address import Address
 
-# struct endpoint, twice: host, port in network order, padding
-_KEY = struct.Struct("16s2s2x16s2s2x")
+# struct flow_key: client's host, port in network order, group
+_KEY = struct.Struct("=16s2sH")
 # struct flow: endpoint, flags, client's link path, last seen, packets and bytes up and down, down seen, ufrag seen, created
 _FLOW = struct.Struct(f"=16s2s2xI24sQ4Q3Q{UFRAG_TAG_BYTES}s")
 _NO_PATH = b""
@@ -36,7 +36,7 @@ class KernelFlowStore:
     """See the top of this file. ``vips`` are the policy's: the kernel knows a flow by the address that packets arrive at."""
 
     def __init__(self, flows_fd: int, provisional_fd: int, vips: Sequence[Vip]) -> None:
-        self._listen = {vip.address: _endpoint(vip.listen) for vip in vips}
+        self._group = {vip.address: group for group, vip in enumerate(vips)}
         self._key, self._value = FlowKeyC(), FlowC()
         self._assured = MapElements(flows_fd, self._key, self._value)
         self._provisional = MapElements(provisional_fd, self._key, self._value)
@@ -109,10 +109,7 @@ class KernelFlowStore:
                 self._write(flow, shared)
 
     def _name(self, key: FlowKey) -> None:
-        client = key.client
-        _KEY.pack_into(
-            self._key_buffer, 0, client.mapped, client.port.to_bytes(2, "big"), *self._listen[key.vip]
-        )
+        _KEY.pack_into(self._key_buffer, 0, *_endpoint(key.client), self._group[key.vip])
 
     def _pack(self, flow: Flow, client_path: bytes) -> None:
         flags = (

@@ -73,12 +73,38 @@ class BpfMap:
         """Every element, while others go on writing: one that moves meanwhile may come twice or not."""
         match self.layout.kind:
             case kind if kind in (HASH, LRU_HASH):
-                yield from self._batches()
+                yield from self._elements_of_batches()
             case kind if kind in (ARRAY, PERCPU_ARRAY):
                 for index in range(self.max_entries):
                     yield self.layout.key(index), self.get(index)
             case _:
                 yield from self._walk()
+
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """The same of a hash map, as arrays of keys and of values of equal length."""
+        position, room, more = None, _BATCH, True
+        while more:
+            # The kernel writes its place in the map, which is no key.
+            following = (ctypes.c_uint8 * max(8, self.key_size))()
+            keys, values = (self.layout.key * room)(), (self._value_type * room)()
+            try:
+                count, more = syscall.lookup_batch(self.fd, position, following, keys, values, room)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                room *= 2
+                continue
+            yield (self.layout.key * count).from_buffer(keys), (self._value_type * count).from_buffer(values)
+            position = following
+
+    def delete_all(self, keys: bytes, count: int) -> int:
+        """Remove these keys of a hash map, one behind the other; returns how many there were."""
+        buffer = ctypes.create_string_buffer(keys, len(keys))
+        deleted, at = 0, 0
+        while at < count:
+            done = syscall.delete_batch(self.fd, ctypes.byref(buffer, at * self.key_size), count - at)
+            deleted, at = deleted + done, at + done + 1  # it stops at a key that is not there
+        return deleted
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -93,23 +119,11 @@ class BpfMap:
             value = self._value_type(value)
         return syscall.MapElements(self.fd, key, value)
 
-    def _batches(self) -> Iterator[tuple[Any, Any]]:
-        position, room, more = None, _BATCH, True
-        while more:
-            # The kernel writes its place in the map, which is no key.
-            following = (ctypes.c_uint8 * max(8, self.key_size))()
-            keys, values = (self.layout.key * room)(), (self._value_type * room)()
-            try:
-                count, more = syscall.lookup_batch(self.fd, position, following, keys, values, room)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                room *= 2
-                continue
-            for key, value in zip(keys[:count], values[:count], strict=True):
+    def _elements_of_batches(self) -> Iterator[tuple[Any, Any]]:
+        for keys, values in self.batches():
+            for key, value in zip(keys, values, strict=True):
                 # ctypes makes plain numbers of simple types
                 yield key, self._value_type(value) if isinstance(value, int) else value
-            position = following
 
     def _walk(self) -> Iterator[tuple[Any, Any]]:
         key = None

@@ -22,6 +22,7 @@ from relay.dataplane.bpf.abi import (
     Listener,
     Network,
     Settings,
+    VipC,
 )
 from relay.dataplane.bpf.compiler import Loaded, MapSizes, load_programs, source_digest
 from relay.dataplane.bpf.maps import BpfMap
@@ -84,10 +85,12 @@ class RelayPrograms:
         fleet_sockets: Sequence[Address],
         hash_key: HashKey,
         *,
+        fastpath: bool = True,
         cpumap: bool = False,
     ) -> None:
         """Tell what is ours and whom to trust. Addresses are those that packets arrive at.
 
+        fastpath: XDP forwards assured flows, unless that was switched off while an earlier supervisor ran.
         cpumap: packets go on at their worker's core, if ``use_cores`` has named it and their checksum is complete.
         """
         told = {vip.listen: Endpoint.of(vip.address) for vip in policy.vips}
@@ -96,7 +99,11 @@ class RelayPrograms:
             for address, entry in listeners_of(policy, fleet_sockets).items()
         ]
         self._replace("listeners", listeners)
-        self._replace("vips", [(Endpoint.of(vip.address), Endpoint.of(vip.listen)) for vip in policy.vips])
+        vips = [
+            (Endpoint.of(vip.address), VipC(Endpoint.of(vip.listen), group))
+            for group, vip in enumerate(policy.vips)
+        ]
+        self._replace("vips", vips)
         self._replace("networks", [(_trie_key(network), 1) for network in policy.transceiver_networks])
         fleet = {address.family: Endpoint.of(address) for address in fleet_sockets}
         before = self.settings()
@@ -116,7 +123,7 @@ class RelayPrograms:
             fleet_ipv6=fleet.get(6, Endpoint()),
             cpumap=cpumap,
             # Who switched it off wants it off until he switches it on.
-            fastpath=before.fastpath if before.build else True,
+            fastpath=fastpath and (before.fastpath if before.build else True),
             mtu=before.mtu,
         )
         self.maps["settings"].put(0, settings)
@@ -130,6 +137,12 @@ class RelayPrograms:
     def set_fastpath(self, is_on: bool) -> None:
         """Have XDP forward assured flows, or hand all their packets to the workers."""
         self._change_settings(fastpath=is_on)
+
+    def has_living_worker(self) -> bool:
+        """Whether a worker has beaten its heart within the time that the program gives it."""
+        beat, settings = self.maps["heartbeat"].get(0), self.settings()
+        assert beat is not None  # an array always has its element
+        return bool(time.monotonic_ns() - beat.beat_ns < settings.heartbeat_timeout_ns)
 
     def set_mtu(self, mtu: int) -> None:
         """Say what the smallest MTU of the interfaces with the program is; 0: none is known."""

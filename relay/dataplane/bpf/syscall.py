@@ -12,7 +12,7 @@ _OBJ_PIN, _OBJ_GET = 6, 7
 _PROG_TEST_RUN = 10
 _PROG_GET_FD_BY_ID = 13
 _OBJ_GET_INFO_BY_FD = 15
-_MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
+_MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH, _MAP_DELETE_BATCH = 24, 26, 27
 _ENABLE_STATS = 32
 # Elsewhere no program is loaded (kernel_headers.py), and the call is never made.
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(os.uname().machine, -1)
@@ -215,6 +215,13 @@ def update_batch(map_fd: int, keys: Any, values: Any, count: int) -> None:
     """Write that many elements. Raises OSError."""
     attr = _BatchAttr(0, 0, ctypes.addressof(keys), ctypes.addressof(values), count, map_fd, 0, 0)
     _bpf(_MAP_UPDATE_BATCH, attr)
+
+
+def delete_batch(map_fd: int, keys: Any, count: int) -> int:
+    """Remove that many elements up to the first that is not there; returns how many. Raises OSError."""
+    attr = _BatchAttr(0, 0, ctypes.cast(keys, ctypes.c_void_p).value, 0, count, map_fd, 0, 0)
+    _found(_MAP_DELETE_BATCH, attr)
+    return attr.count
 
 
 def pin(fd: int, path: str) -> None:
