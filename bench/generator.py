@@ -28,6 +28,7 @@ class Job:
 
     namespace, interface: where from. payloads: bytes of the client's payload; several take turns, and divide 16.
     rate: packets/s, 0 for full speed; max_packets: 0 for any number. batch: 1 lets each packet go before the next is made.
+    gives_way: whoever wakes up on the core has it at once (SCHED_IDLE), not at the end of a slice of some ms.
     is_stamped: each packet carries its own time; otherwise that of some packet before it.
     """
 
@@ -46,6 +47,7 @@ class Job:
     batch: int = BATCH
     core: int = 0
     niceness: int = 0
+    gives_way: bool = False
 
     def __post_init__(self) -> None:
         if not self.payloads or _TEMPLATES % len(self.payloads):
@@ -166,6 +168,7 @@ def _run(job: Job, programs: dict[Any, Program]) -> Report:
         programs[form] = Program(job.leg, mixed=form[-1])
     program, templates = programs[form], job.templates()
     program.prepare(job, templates)
+    os.sched_setscheduler(0, os.SCHED_IDLE if job.gives_way else os.SCHED_OTHER, os.sched_param(0))
     os.setpriority(os.PRIO_PROCESS, 0, job.niceness)
     longest = max((template.frame for template in templates), key=len)
     _say({"running": True})

@@ -14,7 +14,7 @@ from bench.histogram import BUCKETS, middle_of, percentile
 from bench.progress import Progress
 from bench.results import FLOWS, PAYLOAD, ROUTE, UP, XDP, LatencyRow
 from bench.rig import Rig
-from bench.stage import SINGLY, Player, Stage, stage
+from bench.stage import AT_ONCE, Player, Stage, stage
 
 DEFAULT_PEERS = (ROUTE, XDP, "go-reference", "userspace")
 _CAPACITY_S = 0.3
@@ -69,12 +69,12 @@ def _capacities(made: Stage, progress: Progress) -> dict[str, int]:
     for _ in range(_CAPACITY_ROUNDS):
         for player in made.players.values():
             progress.advance(f"capacity of {player.name}")
-            found[player.name].append(made.play(player, UP, (PAYLOAD,), SINGLY, _CAPACITY_S).pps)
+            found[player.name].append(made.play(player, UP, (PAYLOAD,), AT_ONCE, _CAPACITY_S).pps)
     return {name: int(median(rates)) for name, rates in found.items() if median(rates)}
 
 
 def _play(made: Stage, player: Player, rate: int, seconds: float) -> tuple[npt.NDArray[np.int64], int]:
-    load = made.ready(player, UP, (PAYLOAD,), SINGLY, seconds)
+    load = made.ready(player, UP, (PAYLOAD,), AT_ONCE, seconds)
     sample, counts = made.rig.latency(player.topology, player.way(UP), load, rate)
     return counts, sample.lost
 

@@ -57,7 +57,9 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How a path is loaded. ``has_process``: the relay is one, and goes before the generator on their core."""
+    """How a path is loaded. ``has_process``: the relay is one, and goes before the generator on their core;
+    ``gives_way``: at once for each packet, which costs it more of them than waiting for a slice of the scheduler to end.
+    """
 
     payloads: tuple[int, ...]
     flows: int
@@ -68,6 +70,7 @@ class Load:
     mode: Mode = Mode.COUNT
     batch: int = BATCH
     has_process: bool = False
+    gives_way: bool = False
 
 
 class Rig:
@@ -207,4 +210,5 @@ def _job(topology: Topology, path: Way, load: Load, core: int) -> Job:
         batch=load.batch,
         core=core,
         niceness=_GENERATOR_BEHIND_NICENESS if load.has_process else _GENERATOR_NICENESS,
+        gives_way=load.has_process and load.gives_way,
     )

@@ -50,8 +50,10 @@ def running(
         deadline = time.monotonic() + _START_S
         while not is_ready(log.read_text(errors="replace")):
             if process.poll() is not None or time.monotonic() > deadline:
-                said = log.read_text(errors="replace")[-1000:]
-                raise BenchError(f"{command[0]} did not become ready: {said}")
+                said = log.read_text(errors="replace").strip().splitlines()
+                raise BenchError(
+                    f"{Path(command[0]).name} did not become ready: {said[-1] if said else 'silent'}"
+                )
             time.sleep(0.02)
         yield process
     finally:
