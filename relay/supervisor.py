@@ -22,6 +22,7 @@ from host.sockets import bound_address
 from host.supervisor import AdminMethod, ProcessGroup
 from relay.config import MAX_WORKERS, RelayConfig
 from relay.core.verdict import FlowEvent
+from relay.dataplane.bpf.next_hops import NextHops
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.choice import choose_data_path
 from relay.dataplane.kernel import KernelDataPath
@@ -99,11 +100,11 @@ class RelayService:
         if self._kernel is None:
             return
         slots = [(slot.index, slot.sockets) for slot in self._slots]
-        self._kernel.begin(self._policy, self._fleet_addresses(), slots)
+        next_hops = self._kernel.begin(self._policy, self._fleet_addresses(), slots)
         self._kernel.use_cores(slot.core for slot in self._slots)
         self._chores = [
-            asyncio.create_task(self._sweep(self._kernel)),
-            asyncio.create_task(self._kernel.follow_next_hops()),
+            asyncio.create_task(self._sweep(self._kernel, next_hops)),
+            asyncio.create_task(next_hops.run()),
         ]
         await asyncio.sleep(_SETTLE_S)
         for entry in await asyncio.to_thread(self._registry.end_left_behind, _MODULE):
@@ -262,7 +263,8 @@ class RelayService:
                 await process.send("adopt", flows=batch)
         return records
 
-    async def _sweep(self, kernel: KernelDataPath) -> None:
+    async def _sweep(self, kernel: KernelDataPath, next_hops: NextHops) -> None:
+        hosts: set[bytes] = set()
         while True:
             sweep, spent_s = kernel.sweep(self._policy), 0.0
             steps, began = sweep.steps(), time.monotonic()
@@ -275,7 +277,10 @@ class RelayService:
                 "assured_flows": sweep.assured,
             }
             self._expired += sweep.expired
-            kernel.next_hops.want(sweep.hosts)
+            next_hops.want(sweep.hosts)
+            # One of a flow that was made while the sweep went on was not seen by it.
+            next_hops.forget_all_but(hosts | sweep.hosts)
+            hosts = sweep.hosts
             await asyncio.sleep(max(_SWEEP_INTERVAL_S, spent_s * _SWEEP_PAUSE_FACTOR))
 
     def _fleet_addresses(self) -> list[Address]:
@@ -302,7 +307,7 @@ class RelayService:
 
         def follow_flow(message: Message) -> None:
             if message["event"] == "transceiver":
-                if self._kernel is not None:
+                if self._kernel is not None and self._kernel.next_hops is not None:
                     self._kernel.next_hops.want({bytes.fromhex(message["host"])})
                 return
             record = FlowRecord.from_json(message["flow"])

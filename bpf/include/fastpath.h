@@ -53,23 +53,30 @@ static __always_inline void count_forwarded(const struct passage *passage)
 		*bytes += passage->payload_length;
 }
 
+static __always_inline int is_same_mac(const __u16 one[3], const __u16 other[3])
+{
+	return one[0] == other[0] && one[1] == other[1] && one[2] == other[2];
+}
+
 /* The way back is the way that the client's last packet came. Returns 0 where that one was not for us alone.
  */
 static __always_inline int learn_client_path(const struct xdp_md *ctx, const struct datagram *datagram,
 					     struct link_path *known)
 {
-	const struct ethhdr *ethernet = (void *)(long)ctx->data;
-	struct link_path seen = {.ifindex = ctx->ingress_ifindex};
-	const __u64 *a = (const __u64 *)&seen, *b = (const __u64 *)known;
+	const __u16 *macs = (void *)(long)ctx->data;
+	__u16 *to = (__u16 *)known->to_mac, *from = (__u16 *)known->from_mac;
 
-	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end || (ethernet->h_dest[0] & 1))
+	if ((void *)macs + MACS_BYTES > (void *)(long)ctx->data_end || (macs[0] & 1))
 		return 0;
-	__builtin_memcpy(seen.to_mac, ethernet->h_source, 6);
-	__builtin_memcpy(seen.from_mac, ethernet->h_dest, 6);
-	__builtin_memcpy(seen.tag_proto, datagram->tag_proto, sizeof(seen.tag_proto));
-	__builtin_memcpy(seen.tag_tci, datagram->tag_tci, sizeof(seen.tag_tci));
-	if (a[0] != b[0] || a[1] != b[1] || a[2] != b[2])
-		*known = seen;
+	if (known->ifindex == ctx->ingress_ifindex && is_same_mac(to, macs + 3) && is_same_mac(from, macs) &&
+	    known->tag_proto[0] == datagram->tag_proto[0] && known->tag_tci[0] == datagram->tag_tci[0] &&
+	    known->tag_proto[1] == datagram->tag_proto[1] && known->tag_tci[1] == datagram->tag_tci[1])
+		return 1;
+	known->ifindex = ctx->ingress_ifindex;
+	__builtin_memcpy(to, macs + 3, 6);
+	__builtin_memcpy(from, macs, 6);
+	__builtin_memcpy(known->tag_proto, datagram->tag_proto, sizeof(known->tag_proto));
+	__builtin_memcpy(known->tag_tci, datagram->tag_tci, sizeof(known->tag_tci));
 	return 1;
 }
 
@@ -84,68 +91,60 @@ static __always_inline int send_out(const struct xdp_md *ctx, const struct link_
 	return path->ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(path->ifindex, 0);
 }
 
+/* Headers for `extra` bytes more than the payload. Returns the place of these bytes, or 0. */
+static __always_inline void *write_headers(struct xdp_md *ctx, const struct envelope *envelope, __u64 offset,
+					   __u64 extra, __u16 check)
+{
+	__u64 headers = header_bytes(envelope->destination);
+	void *at, *end;
+
+	if (move_payload(ctx, offset, MACS_BYTES + tag_bytes(envelope->path) + headers + extra))
+		return 0;
+	end = (void *)(long)ctx->data_end;
+	at = write_link_header((void *)(long)ctx->data, end, envelope->path);
+	if (!at)
+		return 0;
+	if (is_mapped_ipv4(envelope->destination->host)) {
+		if (at + IPV4_HEADERS_BYTES + extra > end)
+			return 0;
+		write_ipv4(at, envelope, check);
+		return at + IPV4_HEADERS_BYTES;
+	}
+	if (at + IPV6_HEADERS_BYTES + extra > end)
+		return 0;
+	write_ipv6(at, envelope, check);
+	return at + IPV6_HEADERS_BYTES;
+}
+
 /* The whole frame with the SPP header in it; no UDP checksum, as what the sender left of it need not be
  * complete, and transceivers take none (UDP_NO_CHECK6_RX).
  */
 static __always_inline int send_to_transceiver(struct xdp_md *ctx, const struct passage *passage,
-					       const struct spp_header *spp, __u64 offset)
+					       const struct endpoint *client, const struct endpoint *proxy,
+					       __u64 offset)
 {
-	const struct envelope *envelope = &passage->envelope;
-	int is_ipv4 = is_mapped_ipv4(envelope->destination->host);
-	__u64 headers = sizeof(__be16) + ip_bytes(envelope->destination) + sizeof(struct udphdr);
-	void *at, *end;
+	void *at = write_headers(ctx, &passage->envelope, offset, SPP_HEADER_BYTES, 0);
 
-	if (move_payload(ctx, offset, MACS_BYTES + tag_bytes(envelope->path) + headers + sizeof(*spp)))
-		return XDP_ABORTED;
-	end = (void *)(long)ctx->data_end;
-	at = write_link_header((void *)(long)ctx->data, end, envelope->path);
 	if (!at)
 		return XDP_ABORTED;
-	if (is_ipv4) {
-		if (at + sizeof(struct ipv4_headers) + sizeof(*spp) > end)
-			return XDP_ABORTED;
-		write_ipv4(at, envelope, 0);
-		__builtin_memcpy(at + sizeof(struct ipv4_headers), spp, sizeof(*spp));
-	} else {
-		if (at + sizeof(struct ipv6_headers) + sizeof(*spp) > end)
-			return XDP_ABORTED;
-		write_ipv6(at, envelope, 0);
-		__builtin_memcpy(at + sizeof(struct ipv6_headers), spp, sizeof(*spp));
-	}
+	write_spp(at, client, proxy);
 	count_forwarded(passage);
-	return send_out(ctx, envelope->path);
+	return send_out(ctx, passage->envelope.path);
 }
 
 static __always_inline int send_to_client(struct xdp_md *ctx, const struct passage *passage, __u64 offset,
 					  __u16 check)
 {
-	const struct envelope *envelope = &passage->envelope;
-	int is_ipv4 = is_mapped_ipv4(envelope->destination->host);
-	__u64 headers = sizeof(__be16) + ip_bytes(envelope->destination) + sizeof(struct udphdr);
-	void *at, *end;
-
-	if (move_payload(ctx, offset, MACS_BYTES + tag_bytes(envelope->path) + headers))
+	if (!write_headers(ctx, &passage->envelope, offset, 0, check))
 		return XDP_ABORTED;
-	end = (void *)(long)ctx->data_end;
-	at = write_link_header((void *)(long)ctx->data, end, envelope->path);
-	if (!at)
-		return XDP_ABORTED;
-	if (is_ipv4) {
-		if (at + sizeof(struct ipv4_headers) > end)
-			return XDP_ABORTED;
-		write_ipv4(at, envelope, check);
-	} else {
-		if (at + sizeof(struct ipv6_headers) > end)
-			return XDP_ABORTED;
-		write_ipv6(at, envelope, check);
-	}
 	count_forwarded(passage);
-	return send_out(ctx, envelope->path);
+	return send_out(ctx, passage->envelope.path);
 }
 
 static __always_inline __u32 length_on_wire(const struct envelope *envelope)
 {
-	return ip_bytes(envelope->destination) + envelope->length;
+	return header_bytes(envelope->destination) - sizeof(__be16) - sizeof(struct udphdr) +
+	       envelope->length;
 }
 
 /* DTLS and RTP, and the checks of the flow's own session: a dead control plane must not end calls. */
@@ -182,7 +181,6 @@ static __always_inline int forward_to_transceiver(struct xdp_md *ctx, const stru
 {
 	struct passage passage = {.direction = DIRECTION_UP, .payload_length = datagram->payload_length};
 	struct envelope *envelope = &passage.envelope;
-	struct spp_header spp = {.magic = htons(SPP_MAGIC)};
 	struct flow_key key;
 	struct next_hop *hop;
 	struct flow *flow;
@@ -202,18 +200,14 @@ static __always_inline int forward_to_transceiver(struct xdp_md *ctx, const stru
 	envelope->destination = &flow->transceiver;
 	envelope->class_and_label = datagram->class_and_label;
 	envelope->hop_limit = datagram->hop_limit - 1;
-	envelope->length = sizeof(struct udphdr) + sizeof(spp) + datagram->payload_length;
+	envelope->length = sizeof(struct udphdr) + SPP_HEADER_BYTES + datagram->payload_length;
 	if (!envelope->source->port || length_on_wire(envelope) > hop->mtu)
 		return 0;
 	if (!learn_client_path(ctx, datagram, &flow->client_path))
 		return 0;
 	note_up(&passage);
-	__builtin_memcpy(spp.client, datagram->source.host, 16);
-	__builtin_memcpy(spp.proxy, listener->told.host, 16);
-	spp.client_port = datagram->source.port;
-	spp.proxy_port = listener->told.port;
-	*action =
-	    send_to_transceiver(ctx, &passage, &spp, (void *)datagram->payload - (void *)(long)ctx->data);
+	*action = send_to_transceiver(ctx, &passage, &datagram->source, &listener->told,
+				      (void *)datagram->payload - (void *)(long)ctx->data);
 	return 1;
 }
 

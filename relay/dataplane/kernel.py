@@ -16,6 +16,7 @@ from relay.dataplane.bpf.abi import MAX_SLOTS, SIDE_FLEET, Direction
 from relay.dataplane.bpf.compiler import MapSizes
 from relay.dataplane.bpf.describe import MapReader
 from relay.dataplane.bpf.links import Attachment, XdpMode
+from relay.dataplane.bpf.next_hops import NextHops
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.bpf.programs import listeners_of
 from relay.dataplane.counters import label_cells
@@ -64,6 +65,7 @@ class KernelDataPath:
         self.was_adopted = pins.exists
         self.has_begun = False
         self._attachments: list[Attachment] = []
+        self.next_hops: NextHops | None = None
         self.programs = pins.adopt() if self.was_adopted else pins.load(sizes)
         try:
             for interface in interfaces:
@@ -110,12 +112,22 @@ class KernelDataPath:
         policy: RelayPolicy,
         fleet_sockets: Sequence[Address],
         slots: Iterable[tuple[int, Sequence[socket.socket]]],
-    ) -> None:
-        """Take every packet: configure, give each slot its sockets, steer to these slots alone."""
+    ) -> NextHops:
+        """Take every packet: configure, give each slot its sockets, steer to these slots alone.
+
+        Returns what is to follow the ways to transceivers, which XDP forwards by.
+        """
         # First what can fail: until it is done, whoever serves goes on.
         if self.was_adopted:
             self._attach()
         self.has_begun = True
+        self.next_hops = NextHops(
+            self.programs.maps["next_hops"],
+            self._interfaces,
+            {address.family: address.host for address in fleet_sockets},
+            self.programs.set_mtu,
+            self._our_programs().__contains__,
+        )
         self.programs.configure(
             policy, fleet_sockets, self._hash_key(), fastpath=self._fastpath, cpumap=self._cpumap
         )
@@ -128,6 +140,7 @@ class KernelDataPath:
             group, slot = divmod(key.value, MAX_SLOTS)
             if slot not in filled:
                 self.programs.empty_slot(group, slot)
+        return self.next_hops
 
     def _attach(self) -> None:
         ours = self._our_programs()
@@ -205,6 +218,7 @@ class KernelDataPath:
             "adopted": self.was_adopted,
             "load_s": round(self.programs.load_s, 3),
             "fastpath": bool(self.programs.settings().fastpath),
+            "next_hops": self.next_hops.describe() if self.next_hops else [],
             "interfaces": self._describe_interfaces(),
         }
 

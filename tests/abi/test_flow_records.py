@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from relay.core.flow_table import Flow, FlowKey
 from relay.core.policy import Vip
 from relay.dataplane.bpf import flow_store
-from relay.dataplane.bpf.abi import UFRAG_TAG_BYTES, Endpoint, FlowC, FlowFlag, FlowKeyC, LinkPath
+from relay.dataplane.bpf.abi import UFRAG_TAG_BYTES, FlowC, FlowFlag, FlowKeyC, LinkPath
 from relay.dataplane.bpf.flow_store import KernelFlowStore
 from tests.relay.network import CALL, CALL_V6, CLIENT_V4, CLIENT_V6, POLICY
 from tests.wire.network import ADDRESSES
@@ -25,9 +25,9 @@ KEY = FlowKey(CLIENT_V4, VIP.address)
 
 def offsets(layout: str) -> list[tuple[int, int]]:
     """(offset, size) of each value of a layout of one alignment, padding left out."""
-    sizes = {"I": 4, "Q": 8}
+    sizes = {"H": 2, "I": 4, "Q": 8}
     places, at = [], 0
-    for count, kind in re.findall(r"(\d*)([sxIQ])", layout):
+    for count, kind in re.findall(r"(\d*)([sxHIQ])", layout):
         number = int(count or 1)
         if kind == "s":
             places.append((at, number))
@@ -65,13 +65,11 @@ def store_of(*vips: Vip) -> tuple[KernelFlowStore, FlowKeyC, FlowC]:
 
 
 @given(ADDRESSES, ADDRESSES, ADDRESSES)
-def test_key_is_the_client_and_where_its_packets_arrive(
-    client: Address, listen: Address, told: Address
-) -> None:
-    store, key, _ = store_of(Vip(listen, told))
+def test_key_is_the_client_and_the_place_of_its_vip(client: Address, listen: Address, told: Address) -> None:
+    store, key, _ = store_of(Vip(client, listen), Vip(listen, told))
     store._name(FlowKey(client, told))
-    assert (key.client.address(), key.vip.address()) == (client, listen)
-    assert bytes(key) == bytes(Endpoint.of(client)) + bytes(Endpoint.of(listen))
+    assert (key.client(), key.group) == (client, 1)
+    assert bytes(key) == bytes(FlowKeyC.of(client, 1))
 
 
 COUNTS = st.integers(0, 2**64 - 1)

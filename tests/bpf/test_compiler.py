@@ -121,7 +121,7 @@ def test_maps_are_as_large_as_asked() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "sizes"),
     [
-        pytest.param("flows", {"value": WorkerC}, ("(40, 136)", "(40, 24)"), id="value"),
+        pytest.param("flows", {"value": WorkerC}, ("(20, 120)", "(20, 24)"), id="value"),
         pytest.param("listeners", {"key": WorkerC}, ("(20, 28)", "(24, 28)"), id="key"),
         pytest.param("verdicts", {"value": WorkerC}, ("(4, 8)", "(4, 24)"), id="value of each CPU"),
     ],

@@ -186,7 +186,12 @@ def test_sweep_removes_only_what_is_long_silent(start: Start) -> None:
         seen = now - silent_s
         flows.append(Flow(key, CALL.transceiver, CALL.tag, seen, seen, seen, assured=assured))
         assert store.write(flows[-1])
-    assert sum(relay.path.sweep(policy)) == [stays for _, _, stays in rows].count(False)
+    sweep = relay.path.sweep(policy)
+    assert len(list(sweep.steps())) >= 2
+    assert (sweep.assured, sweep.provisional, sweep.expired) == (3, 2, 4)
+    assert sweep.hosts == {CALL.transceiver.host}
     assert [store.read(flow.key) is not None for flow in flows] == [stays for _, _, stays in rows]
-    assert sum(relay.path.sweep(policy)) == 0
+    again = relay.path.sweep(policy)
+    assert len(list(again.steps())) >= 2
+    assert (again.assured, again.provisional, again.expired) == (3, 2, 0)
     relay.close()

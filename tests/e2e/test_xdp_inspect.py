@@ -14,6 +14,7 @@ from relay.dataplane.bpf.abi import MAPS, STEERING_SIZE
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, running
 from tests.e2e.xdp import VIP, need_network, xdp_relay
+from wire.ufrag import ufrag_tag
 
 pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
@@ -55,16 +56,16 @@ async def test_maps_of_a_live_call(own_network: Network | None, tmp_path: Path) 
             assert described["steering"]["max_entries"] == STEERING_SIZE
 
             (flow,) = await rows(instance, "maps", "show", "flows", "--client", session["client"])
-            assert (flow["client"], flow["listen"], flow["server_ufrag"], flow["state"]) == (
+            assert (flow["client"], flow["listen"], flow["ufrag_tag"], flow["state"]) == (
                 session["client"],
                 VIP,
-                session["server_ufrag"],
+                ufrag_tag(session["server_ufrag"]),
                 "assured",
             )
             assert flow["packets_up"] > 50 < flow["packets_down"]
             assert flow["idle_s"] < 2
             (got,) = await rows(instance, "maps", "get", "flows", flow["client"])
-            assert got["server_ufrag"] == flow["server_ufrag"]
+            assert got["ufrag_tag"] == flow["ufrag_tag"]
             assert await rows(instance, "maps", "show", "flows", "--client", "192.0.2.1") == []
             assert await rows(instance, "maps", "show", "flows", "--where", "packets_up<1") == []
 

@@ -50,7 +50,9 @@ class MapReader:
         self._decoders: dict[str, Callable[[Any, Any], Iterator[Row]]] = {
             "settings": self._settings_rows,
             "listeners": self._listener,
-            "vips": lambda key, value: iter([{"vip": str(key.address()), "listen": str(value.listen.address())}]),
+            "vips": lambda key, value: iter(
+                [{"vip": str(key.address()), "listen": str(value.listen.address())}]
+            ),
             "networks": lambda key, value: iter([{"network": _network(key)}]),
             "steering": lambda key, value: iter([{"place": key.value, "slot": value.value}]),
             "sockets": self._socket,
@@ -168,7 +170,9 @@ class MapReader:
 
     def _listen_of(self, group: int) -> str | None:
         """Where the group's packets arrive."""
-        return next((str(address) for address, (_, number) in self._listeners.items() if number == group), None)
+        return next(
+            (str(address) for address, (_, number) in self._listeners.items() if number == group), None
+        )
 
     def _flow(self, key: FlowKeyC, value: Any) -> Iterator[Row]:
         client = key.client()

@@ -46,8 +46,11 @@ class PinDir:
 
     @property
     def exists(self) -> bool:
-        """Whether something is pinned."""
-        return self.path.is_dir()
+        """Whether something is pinned; for who may not look there, nothing of his own."""
+        try:
+            return self.path.is_dir()
+        except PermissionError:
+            return False
 
     def load(self, sizes: MapSizes) -> RelayPrograms:
         """Compile, load and pin everything anew. Raises BpfUnavailableError."""

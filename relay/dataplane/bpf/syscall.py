@@ -221,7 +221,8 @@ def delete_batch(map_fd: int, keys: Any, count: int) -> int:
     """Remove that many elements up to the first that is not there; returns how many. Raises OSError."""
     attr = _BatchAttr(0, 0, ctypes.cast(keys, ctypes.c_void_p).value, 0, count, map_fd, 0, 0)
     _found(_MAP_DELETE_BATCH, attr)
-    return attr.count
+    deleted: int = attr.count
+    return deleted
 
 
 def pin(fd: int, path: str) -> None:
