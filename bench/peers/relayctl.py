@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from bench.rig import Rig, processes
 from bench.topology import FLEET, PUBLIC, RELAY_FLEET, TRANSCEIVER, VIP, Topology
 from host.keystore import load_keys
 from host.state_dir import StateDir
-from relay.dataplane.bpf.abi import FlowC, FlowFlag, FlowKeyC
+from relay.dataplane.bpf.abi import FlowC, FlowKeyC
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.bpf.programs import RelayPrograms
 from relay.dataplane.bpf.syscall import update_batch
@@ -46,8 +46,7 @@ max_provisional_flows = 131072
 """
 _MEDIA = b"\x80\x6f" + bytes(98)
 _BATCH = 65_536
-_NEXT_HOP_S = 15.0
-_ASSURED = FlowFlag.FLOW_IS_ASSURED | FlowFlag.FLOW_MEDIA_UP | FlowFlag.FLOW_MEDIA_DOWN
+_KNOWN_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,11 @@ def xdp(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
         relay = stack.enter_context(start(topology, flows, "--dataplane", "xdp", *interfaces))
         programs = PinDir(relay.state_dir).open()
         stack.callback(programs.close)
-        fill_flows(programs, flows)
         with Clients(topology, relay.keys, 1) as clients:
             clients.make_flows()
-        _wait_for_next_hop(programs)
+        _wait_for(lambda: any(programs.maps["next_hops"].items()), "way to the transceiver's host")
+        _wait_for(lambda: any(programs.maps["flows"].items()), "assured flow")
+        fill_flows(programs, flows)
         up, down = spp_ways()
         yield Relay(up=up, down=down, learns_up=True, workers=relay.pids, keys=relay.keys)
 
@@ -148,41 +148,38 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def fill_flows(programs: RelayPrograms, flows: int) -> None:
-    """Write the first flows into the relay's map, as if they had been calls until now."""
+    """Write flows into the relay's map as it wrote the first one, but for their clients."""
+    flows_map = programs.maps["flows"]
+    key, value = next(iter(flows_map.items()))
     for first in range(0, flows, _BATCH):
-        keys, values = flow_records(first, min(_BATCH, flows - first), time.monotonic_ns())
+        keys, values = flow_records(key, value, first, min(_BATCH, flows - first))
         count = len(keys)
         update_batch(
-            programs.maps["flows"].fd,
+            flows_map.fd,
             (FlowKeyC * count).from_buffer(keys.data),
             (FlowC * count).from_buffer(values.data),
             count,
         )
 
 
-def flow_records(first: int, count: int, now_ns: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Keys and values of the map for these flows."""
+def flow_records(
+    key: FlowKeyC, value: FlowC, first: int, count: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Keys and values of the map for so many flows from the first on."""
     numbers = np.arange(first, first + count)
-    keys, values = np.zeros(count, np.dtype(FlowKeyC)), np.zeros(count, np.dtype(FlowC))
-    host = keys["client"]["host"]
-    host[:, 10:12] = 255
-    host[:, 12:] = (FIRST_CLIENT + numbers // FLOWS_A_CLIENT).astype(">u4").view(np.uint8).reshape(-1, 4)
-    keys["client"]["port"] = FIRST_PORT + numbers % FLOWS_A_CLIENT
-    keys["vip"]["host"] = np.frombuffer(VIP.mapped, np.uint8)
-    keys["vip"]["port"] = VIP.port
-    values["transceiver"]["host"] = np.frombuffer(TRANSCEIVER.mapped, np.uint8)
-    values["transceiver"]["port"] = TRANSCEIVER.port
-    values["flags"] = _ASSURED
-    for name in ("last_seen_ns", "down_seen_ns", "ufrag_seen_ns", "created_ns"):
-        values[name] = now_ns
+    keys = np.frombuffer(bytes(key) * count, np.dtype(FlowKeyC)).copy()
+    values = np.frombuffer(bytes(value) * count, np.dtype(FlowC)).copy()
+    hosts = (FIRST_CLIENT + numbers // FLOWS_A_CLIENT).astype(">u4").view(np.uint8)
+    keys["client_host"][:, 12:] = hosts.reshape(-1, 4)
+    keys["client_port"] = FIRST_PORT + numbers % FLOWS_A_CLIENT
     return keys, values
 
 
-def _wait_for_next_hop(programs: RelayPrograms) -> None:
-    deadline = time.monotonic() + _NEXT_HOP_S
-    while not any(True for _ in programs.maps["next_hops"].items()):
+def _wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _KNOWN_S
+    while not condition():
         if time.monotonic() > deadline:
-            raise BenchError("the relay found no way to the transceiver's host for XDP")
+            raise BenchError(f"the relay has no {what} for XDP")
         time.sleep(0.1)
 
 
