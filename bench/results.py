@@ -136,14 +136,14 @@ class Results:
         for one, other in ((XDP, BARE), (XDP, GO), (USERSPACE, GO)):
             for direction, suffix in ((UP, ""), (DOWN, " down")):
                 a, b = (self.find("forward", name, direction) for name in (one, other))
-                found |= _ratio(f"{one}/{other}{suffix}", _of(a), _of(b))
+                found |= _ratio_of_rows(f"{one}/{other}{suffix}", a, b)
                 found |= _ratio(f"{one}/{other}{suffix} bursts", _of(a, "pps_bursts"), _of(b, "pps_bursts"))
                 if other == GO:
                     mine = _of(a, "pps" if one == XDP else "pps_own_core")
                     found |= _ratio(f"{one}/{other}{suffix} own core", mine, _of(b, "pps_own_core"))
         for direction, suffix in ((UP, ""), (DOWN, " down")):
             many, few = (self.find("flows", XDP, direction, flows=n) for n in (MANY_FLOWS, FLOWS))
-            found |= _ratio(f"xdp 1M/1k flows{suffix}", _of(many), _of(few))
+            found |= _ratio_of_rows(f"xdp 1M/1k flows{suffix}", many, few)
         ours, routed = (
             next((row.p50_ns for row in self.latency if row.name == name), None) for name in (XDP, ROUTE)
         )
@@ -225,6 +225,20 @@ def median_that_counts(rounds: Sequence[float]) -> float:
 
 def _of(row: Row | None, name: str = "pps") -> float | None:
     return None if row is None else getattr(row, name)
+
+
+def ratio(one: Row | None, other: Row | None) -> float | None:
+    """Of packets/s: the median over the rounds, in which both had their turns within seconds."""
+    if one is None or other is None or not one.pps or not other.pps:
+        return None
+    if len(one.rates) == len(other.rates) and one.rates:
+        return float(median(a / b for a, b in zip(one.rates, other.rates, strict=True)))
+    return one.pps / other.pps
+
+
+def _ratio_of_rows(name: str, one: Row | None, other: Row | None) -> dict[str, float]:
+    found = ratio(one, other)
+    return {} if found is None else {name: found}
 
 
 def _ratio(name: str, one: float | None, other: float | None) -> dict[str, float]:
