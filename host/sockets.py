@@ -15,6 +15,7 @@ from wire.address import Address
 # some 270 packets.
 _RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_UDP_NO_CHECK6_RX = 102  # linux/udp.h
 
 
 def bind_udp(field: str, address: Address, *, reuseport: bool = False) -> socket.socket:
@@ -53,6 +54,15 @@ def bound_address(sock: socket.socket) -> Address:
 def sockaddr(address: Address) -> tuple[str, int]:
     """The form that Python's socket functions take."""
     return str(address.ip), address.port
+
+
+def take_without_checksum(sock: socket.socket) -> None:
+    """Have a UDP socket of IPv6 take packets whose checksum is 0, as a socket of IPv4 does.
+
+    RFC 6936: for tunnels, whose payload proves itself. XDP relays send SPP so; DTLS, SRTP and checked STUN are in it.
+    """
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)
 
 
 def _bind(field: str, address: Address, kind: socket.SocketKind, *, reuseport: bool) -> socket.socket:

@@ -13,7 +13,7 @@ from host.channel import ChannelError
 from host.errors import AddressInUseError
 from host.process import Process, ProcessSpec
 from host.registry import ProcessRegistry
-from host.sockets import bind_tcp, bind_udp, bound_address
+from host.sockets import bind_tcp, bind_udp, bound_address, take_without_checksum
 from host.supervisor import AdminMethod, ProcessGroup
 from transceiver.config import TransceiverConfig
 from transceiver.load_board import LoadBoard, create_board_fd
@@ -144,6 +144,7 @@ class TransceiverService:
     def _make_sockets(self, index: int) -> tuple[socket.socket, socket.socket]:
         base = self._config.listen
         udp = self._bind_udp(Address(base.host, base.port + index) if base.port else base)
+        take_without_checksum(udp)
         try:
             return udp, bind_tcp("transceiver.listen", Address(base.host, 0))
         except BaseException:

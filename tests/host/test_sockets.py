@@ -10,7 +10,14 @@ import psutil
 import pytest
 
 from host.errors import AddressInUseError, ConfigError
-from host.sockets import bind_tcp, bind_udp, bound_address, check_free_udp, is_ipv6_available
+from host.sockets import (
+    bind_tcp,
+    bind_udp,
+    bound_address,
+    check_free_udp,
+    is_ipv6_available,
+    take_without_checksum,
+)
 from tests.host.conftest import HoldAddress
 from tests.host.unprivileged import run_unprivileged
 from wire.address import Address
@@ -266,3 +273,23 @@ def test_refused_socket_is_closed(hold_address: HoldAddress) -> None:
         with suppress(AddressInUseError):
             bind_udp("relay.listen", address)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_packets_without_a_checksum_are_taken(host: str) -> None:
+    """RFC 768 allows them; of IPv6 the kernel drops them unless it is told otherwise (RFC 6936)."""
+    receiver = bind_udp("test", Address.from_host(host, 0))
+    sender = socket.socket(receiver.family, socket.SOCK_DGRAM)
+    try:
+        take_without_checksum(receiver)
+        receiver.settimeout(5)
+        # SO_NO_CHECK for IPv4, UDP_NO_CHECK6_TX for IPv6
+        if sender.family == socket.AF_INET6:
+            sender.setsockopt(socket.IPPROTO_UDP, 101, 1)
+        else:
+            sender.setsockopt(socket.SOL_SOCKET, 11, 1)
+        sender.sendto(b"unproven", receiver.getsockname()[:2])
+        assert receiver.recv(100) == b"unproven"
+    finally:
+        receiver.close()
+        sender.close()
