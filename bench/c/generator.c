@@ -36,7 +36,8 @@ struct job {
 	__u32 pad;
 };
 
-struct template {
+struct template
+{
 	__u32 frame_bytes;
 	__u32 ip_sum;
 	__u32 udp_sum;
@@ -165,7 +166,7 @@ int generate(struct xdp_md *ctx)
 	if (!template)
 		return XDP_DROP;
 #if MIXED
-	__s32 surplus = (__s32)(ctx->data_end - ctx->data) - (__s32)template->frame_bytes;
+	__s32 surplus = (__s32)(ctx->data_end - ctx->data) - (__s32) template->frame_bytes;
 
 	if (surplus && bpf_xdp_adjust_tail(ctx, -surplus)) {
 		job->refused++;

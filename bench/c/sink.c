@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* The receiving end: counts and drops the packets that are really relayed ones, and lets everything else pass.
- * The loader gives FIRST_CLIENT, FIRST_PORT, MAGIC, BUCKETS, SUB_BUCKETS_LOG2, MAX_LEARNED.
+/* The receiving end: counts and drops the packets that are really relayed ones, and lets everything else
+ * pass. The loader gives FIRST_CLIENT, FIRST_PORT, MAGIC, BUCKETS, SUB_BUCKETS_LOG2, MAX_LEARNED.
  */
 #include <uapi/linux/bpf.h>
 
