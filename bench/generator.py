@@ -6,6 +6,7 @@ Run by ``bench.rig``, as the program's compiler and the alarm that ends a run ne
 import ctypes
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -188,6 +189,8 @@ def _say(message: dict[str, Any]) -> None:
 
 def main() -> None:
     """Do one job after the other until standard input ends."""
+    # Ctrl-C is for the harness, which then ends standard input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     programs: dict[Any, Program] = {}
     for line in sys.stdin:
         try:

@@ -44,7 +44,11 @@ def running(
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, hard), hard))
     with host, log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+            # from util-linux: a harness that is killed leaves nothing behind
+            ["setpriv", "--pdeathsig", "TERM", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
         )
     try:
         deadline = time.monotonic() + _START_S
