@@ -61,14 +61,14 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--rounds",
             type=click.IntRange(1, 100),
-            default=6,
+            default=5,
             show_default=True,
             help="The first of several is discarded.",
         ),
         click.option(
             "--seconds",
             type=click.FloatRange(0.05, 10),
-            default=0.5,
+            default=0.4,
             show_default=True,
             help="A turn of one peer.",
         ),
