@@ -7,6 +7,7 @@
 #include "abi.h"
 #include "verdict.h"
 #include "parsing.h"
+#include "listeners.h"
 #include "maps.h"
 #include "steering.h"
 
@@ -60,7 +61,7 @@ int reuseport_select(struct sk_reuseport_md *ctx)
 
 	if (read_addresses(ctx, &client, &destination))
 		return SK_PASS;
-	listener = listeners.lookup(&destination);
+	listener = find_listener(&destination);
 	settings = relay_settings.lookup(&zero);
 	if (!listener || !settings)
 		return SK_PASS;

@@ -62,7 +62,7 @@ static __always_inline int may_be_client(struct endpoint *client, int is_ipv4_pa
 	/* On one machine clients, relay and transceivers share the loopback address. */
 	if (!is_loopback(client->host) && is_in_fleet(client->host))
 		return 0;
-	return !listeners.lookup(client) && !vips.lookup(client);
+	return !is_ours(client);
 }
 
 static __always_inline void mask_source(__u8 masked[16], const __u8 host[16], const struct settings *settings)
@@ -174,7 +174,7 @@ static __always_inline enum verdict receive_from_fleet(struct datagram *datagram
 	__builtin_memcpy(proxy.host, spp->proxy, 16);
 	client->port = spp->client_port;
 	proxy.port = spp->proxy_port;
-	if (!vips.lookup(&proxy))
+	if (!find_vip(&proxy))
 		return DROP_SPP_PROXY;
 	if (!client->port || is_mapped_ipv4(client->host) != is_mapped_ipv4(proxy.host) ||
 	    !may_be_client(client, is_mapped_ipv4(proxy.host), settings))
@@ -247,15 +247,15 @@ int xdp_ingress(struct xdp_md *ctx)
 	struct cursor cursor = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
 	struct datagram datagram = {};
 	struct endpoint client = {};
-	struct listener *listener;
 	struct settings *settings;
+	struct listener *listener;
 	__u32 zero = 0, verdict;
 	int action = XDP_ABORTED;
 
 	settings = relay_settings.lookup(&zero);
 	if (!settings || parse_datagram(&cursor, &datagram))
 		return XDP_PASS;
-	listener = listeners.lookup(&datagram.destination);
+	listener = find_listener(&datagram.destination);
 	/* Not ours: the kernel's own business, which no counter should hold. */
 	if (!listener)
 		return XDP_PASS;

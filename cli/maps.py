@@ -20,8 +20,7 @@ from relay.dataplane.bpf.syscall import map_info
 
 _MEANINGS = {
     "settings": "how to decide; written by the supervisor",
-    "listeners": "addresses that we listen on, and for which side",
-    "vips": "addresses that clients are told",
+    "listeners": "addresses that we listen on, and what clients are told",
     "networks": "transceiver networks",
     "next_hops": "ways to transceivers' hosts, for XDP",
     "steering": "Maglev table: a client's hash → slot",

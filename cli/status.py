@@ -41,9 +41,8 @@ def _print_relay(relay: dict[str, Any]) -> None:
         told = "" if vip["vip"] == vip["listen"] else f", clients are told {vip['vip']}"
         click.echo(f"listen {vip['listen']}{told}")
     click.echo(f"data path {relay['dataplane']} ({relay['reason']})")
-    for attached in relay.get("kernel", {}).get("interfaces", []):
-        why = f" ({attached['why']})" if attached["why"] else ""
-        click.echo(f"{attached['mode']} XDP on {attached['interface']}{why}")
+    if "kernel" in relay:
+        _print_kernel(relay["kernel"])
     print_table(
         "\nworkers",
         (*_PROCESS_COLUMNS, "packets", "flows", "assured"),
@@ -60,6 +59,18 @@ def _print_relay(relay: dict[str, Any]) -> None:
         (row for row in counts if row[1]),
         wrap_last=True,
     )
+
+
+def _print_kernel(kernel: dict[str, Any]) -> None:
+    for attached in kernel["interfaces"]:
+        why = f" ({attached['why']})" if attached["why"] else ""
+        click.echo(f"{attached['mode']} XDP on {attached['interface']}{why}")
+    if not kernel["fastpath"]:
+        click.echo("fast path off: workers forward every call (`relayctl bpf fastpath on`)")
+        return
+    for hop in kernel["next_hops"]:
+        way = f"by {hop['interface']}" if hop["interface"] else f"by way of the workers: {hop['why']}"
+        click.echo(f"to {hop['host']} {way}")
 
 
 def _print_transceivers(transceivers: dict[str, Any]) -> None:

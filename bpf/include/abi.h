@@ -101,18 +101,15 @@ enum direction {
 	DIRECTION_COUNT,
 };
 
-/* An address that clients are told, and where packets for it arrive: the same, or another one behind a 1:1
- * NAT. */
-struct vip {
-	struct endpoint listen;
-	__u32 group;
-};
-
-/* An address and port that this relay listens on. `told` is the VIP that clients know a public one by. */
+/* An address and port that this relay listens on, in the order of their groups of sockets. `told` is the
+ * VIP that clients know a public one by: the same address, or another one behind a 1:1 NAT.
+ */
 struct listener {
+	struct endpoint listen;
+	struct endpoint told;
+	/* 0 behind the last one. */
 	__u32 side;
 	__u32 group;
-	struct endpoint told;
 };
 
 /* Written by the supervisor. Prefix masks are of mapped addresses, as they stand in packets. */

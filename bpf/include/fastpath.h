@@ -7,6 +7,7 @@
 
 #include "abi.h"
 #include "checksum.h"
+#include "listeners.h"
 #include "maps.h"
 #include "parsing.h"
 #include "rewriting.h"
@@ -27,13 +28,6 @@ static __always_inline void make_key(struct flow_key *key, const __u8 host[16], 
 	__builtin_memcpy(key->client_host, host, 16);
 	key->client_port = port;
 	key->group = group;
-}
-
-static __always_inline int is_same_endpoint(const struct endpoint *one, const struct endpoint *other)
-{
-	const __u32 *a = (const __u32 *)one->host, *b = (const __u32 *)other->host;
-
-	return a[3] == b[3] && one->port == other->port && a[2] == b[2] && a[1] == b[1] && a[0] == b[0];
 }
 
 static __always_inline const struct endpoint *fleet_endpoint(const struct endpoint *peer,
@@ -228,12 +222,12 @@ static __always_inline void note_down(const struct passage *passage, __u8 first)
 
 /* The flow of the client on the VIP, if its transceiver is who sends. */
 static __always_inline struct flow *find_flow_down(const struct datagram *datagram,
-						   const struct endpoint *client, const struct vip *vip)
+						   const struct endpoint *client, __u32 group)
 {
 	struct flow_key key;
 	struct flow *flow;
 
-	make_key(&key, client->host, client->port, vip->group);
+	make_key(&key, client->host, client->port, group);
 	flow = flows.lookup(&key);
 	return flow && is_same_endpoint(&flow->transceiver, &datagram->source) ? flow : 0;
 }
@@ -246,7 +240,7 @@ static __always_inline int forward_to_client(struct xdp_md *ctx, const struct da
 	struct envelope *envelope = &passage.envelope;
 	struct endpoint client = {}, proxy = {};
 	__u64 offset, length, sum = 0;
-	struct vip *vip;
+	struct listener *vip;
 	void *payload;
 
 	if ((void *)(spp + 1) + 1 > end || spp->magic != htons(SPP_MAGIC))
@@ -259,10 +253,10 @@ static __always_inline int forward_to_client(struct xdp_md *ctx, const struct da
 	client.port = spp->client_port;
 	__builtin_memcpy(proxy.host, spp->proxy, 16);
 	proxy.port = spp->proxy_port;
-	vip = vips.lookup(&proxy);
+	vip = find_vip(&proxy);
 	if (!vip)
 		return 0;
-	passage.flow = find_flow_down(datagram, &client, vip);
+	passage.flow = find_flow_down(datagram, &client, vip->group);
 	if (!passage.flow || !passage.flow->client_path.ifindex)
 		return 0;
 	passage.payload_length = length;

@@ -13,8 +13,7 @@
 
 /* Written by the supervisor: how to decide, and what is ours. */
 BPF_TABLE(KIND("array", "settings"), __u32, struct settings, relay_settings, 1);
-BPF_TABLE(KIND("hash", "listeners"), struct endpoint, struct listener, listeners, MAX_GROUPS);
-BPF_TABLE(KIND("hash", "vips"), struct endpoint, struct vip, vips, MAX_GROUPS);
+BPF_TABLE(KIND("array", "listeners"), __u32, struct listener, listeners, MAX_GROUPS);
 BPF_F_TABLE(KIND("lpm_trie", "networks"), struct network, __u32, networks, 256, BPF_F_NO_PREALLOC);
 /* The hosts of transceivers; one without an entry is reached by way of a worker. */
 BPF_TABLE(KIND("hash", "next_hops"), struct host, struct next_hop, next_hops, MAX_NEXT_HOPS);

@@ -200,8 +200,8 @@ class KernelDataPath:
         """Flows as they are in the maps, at most ``limit``; ``client`` is ADDRESS or ADDRESS:PORT."""
         reader = MapReader(self.programs)
         rows = chain.from_iterable(reader.find_flows(name, client) for name in ("flows", "provisional"))
-        listeners = self.programs.maps["listeners"].items()
-        told = {str(key.address()): str(value.told.address()) for key, value in listeners}
+        listeners = [entry for _, entry in self.programs.maps["listeners"].items()]
+        told = {str(entry.listen.address()): str(entry.told.address()) for entry in listeners if entry.side}
         return [
             {
                 **{name: row[name] for name in _LISTED},

@@ -122,7 +122,7 @@ def test_maps_are_as_large_as_asked() -> None:
     ("name", "change", "sizes"),
     [
         pytest.param("flows", {"value": WorkerC}, ("(20, 120)", "(20, 24)"), id="value"),
-        pytest.param("listeners", {"key": WorkerC}, ("(20, 28)", "(24, 28)"), id="key"),
+        pytest.param("next_hops", {"key": WorkerC}, ("(16, 32)", "(24, 32)"), id="key"),
         pytest.param("verdicts", {"value": WorkerC}, ("(4, 8)", "(4, 24)"), id="value of each CPU"),
     ],
 )

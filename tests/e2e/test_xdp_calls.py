@@ -260,7 +260,7 @@ def test_addresses_of_every_kind_are_shown_whole(own_network: Network | None, tm
     network.there.add_address("eth0", "fd00::1", 64)
     arguments = ("--listen", "[2001:db8::10]:3478", "--listen", "[fd00::1]:3478", "--workers", "1")
     with xdp_relay(network, tmp_path / "s", *arguments) as instance:
-        for name in ("listeners", "vips", "sockets"):
+        for name in ("listeners", "sockets"):
             shown = instance.run("maps", "show", name).stdout
             for address in (VIP, "[2001:db8::10]:3478", "[fd00::1]:3478"):
                 assert address in shown

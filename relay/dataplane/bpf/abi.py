@@ -106,16 +106,15 @@ class NextHop(ctypes.Structure):
     _fields_ = (("path", LinkPath), ("mtu", ctypes.c_uint32), ("pad", ctypes.c_uint32))
 
 
-class VipC(ctypes.Structure):
-    """``struct vip``: where packets for a VIP arrive."""
-
-    _fields_ = (("listen", Endpoint), ("group", ctypes.c_uint32))
-
-
 class Listener(ctypes.Structure):
-    """``struct listener``: what one of our sockets is for; ``told`` is the VIP of a public one."""
+    """``struct listener``: what one group of our sockets is for; ``told`` is the VIP of a public one."""
 
-    _fields_ = (("side", ctypes.c_uint32), ("group", ctypes.c_uint32), ("told", Endpoint))
+    _fields_ = (
+        ("listen", Endpoint),
+        ("told", Endpoint),
+        ("side", ctypes.c_uint32),
+        ("group", ctypes.c_uint32),
+    )
 
 
 class Settings(ctypes.Structure):
@@ -211,7 +210,6 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "flow": FlowC,
     "host": Host,
     "next_hop": NextHop,
-    "vip": VipC,
     "listener": Listener,
     "settings": Settings,
     "heartbeat": Heartbeat,
@@ -246,8 +244,7 @@ class MapLayout(NamedTuple):
 
 MAPS: dict[str, MapLayout] = {
     "settings": MapLayout(ARRAY, ctypes.c_uint32, Settings, "relay_settings"),
-    "listeners": MapLayout(HASH, Endpoint, Listener, "listeners"),
-    "vips": MapLayout(HASH, Endpoint, VipC, "vips"),
+    "listeners": MapLayout(ARRAY, ctypes.c_uint32, Listener, "listeners"),
     "networks": MapLayout(LPM_TRIE, Network, ctypes.c_uint32, "networks"),
     "steering": MapLayout(ARRAY, ctypes.c_uint32, ctypes.c_uint32, "steering"),
     "sockets": MapLayout(REUSEPORT_SOCKARRAY, ctypes.c_uint32, ctypes.c_uint64, ""),

@@ -22,7 +22,6 @@ from relay.dataplane.bpf.abi import (
     STEERING_SIZE,
     CoreChoice,
     Direction,
-    Endpoint,
     FlowFlag,
     FlowKeyC,
     Host,
@@ -49,10 +48,7 @@ class MapReader:
         self._listeners = programs.listeners()
         self._decoders: dict[str, Callable[[Any, Any], Iterator[Row]]] = {
             "settings": self._settings_rows,
-            "listeners": self._listener,
-            "vips": lambda key, value: iter(
-                [{"vip": str(key.address()), "listen": str(value.listen.address())}]
-            ),
+            "listeners": _listener,
             "networks": lambda key, value: iter([{"network": _network(key)}]),
             "steering": lambda key, value: iter([{"place": key.value, "slot": value.value}]),
             "sockets": self._socket,
@@ -103,8 +99,6 @@ class MapReader:
                 case ("flows" | "provisional", (client, listen_text)):
                     _, group = self._listeners.get(Address.parse(listen_text), (0, MAX_GROUPS))
                     yield FlowKeyC.of(Address.parse(client), group)
-                case ("listeners" | "vips", (address,)):
-                    yield Endpoint.of(Address.parse(address))
                 case ("buckets", (host,)):
                     yield self._source_key(Address.from_host(host, 0))
                 case ("next_hops", (host,)):
@@ -155,9 +149,6 @@ class MapReader:
             "fastpath": bool(value.fastpath),
             "mtu": value.mtu,
         }
-
-    def _listener(self, key: Endpoint, value: Any) -> Iterator[Row]:
-        yield {"address": str(key.address()), "side": _side(value.side), "group": value.group}
 
     def _socket(self, key: Any, value: Any) -> Iterator[Row]:
         group, slot = divmod(key.value, MAX_SLOTS)
@@ -217,6 +208,7 @@ class MapReader:
 
 _INDEXED = (
     "settings",
+    "listeners",
     "heartbeat",
     "steering",
     "cores",
@@ -229,8 +221,7 @@ _INDEXED = (
 _KEY_FORMS = {
     "flows": "CLIENT:PORT [LISTEN:PORT], as 203.0.113.7:5000",
     "provisional": "CLIENT:PORT [LISTEN:PORT], as 203.0.113.7:5000",
-    "listeners": "ADDRESS:PORT",
-    "vips": "ADDRESS:PORT",
+    "listeners": "GROUP",
     "buckets": "the source's ADDRESS",
     "next_hops": "the transceiver's ADDRESS",
     "forwarded_bytes": "0 (up) or 1 (down)",
@@ -295,6 +286,16 @@ def _flow_state(flags: int) -> str:
     if flags & FlowFlag.FLOW_IS_ASSURED:
         return "released" if flags & FlowFlag.FLOW_IS_RELEASED else "assured"
     return "provisional"
+
+
+def _listener(key: Any, value: Any) -> Iterator[Row]:
+    if value.side:
+        yield {
+            "group": key.value,
+            "address": str(value.listen.address()),
+            "side": _side(value.side),
+            "told": str(value.told.address()) if value.side == SIDE_PUBLIC else None,
+        }
 
 
 def _worker(key: Any, value: Any) -> Iterator[Row]:

@@ -14,6 +14,7 @@ from relay.core.verdict import Verdict
 from relay.dataplane.bpf.abi import (
     ABI_VERSION,
     MAPS,
+    MAX_GROUPS,
     MAX_SLOTS,
     SIDE_FLEET,
     SIDE_PUBLIC,
@@ -22,7 +23,6 @@ from relay.dataplane.bpf.abi import (
     Listener,
     Network,
     Settings,
-    VipC,
 )
 from relay.dataplane.bpf.compiler import Loaded, MapSizes, load_programs, source_digest
 from relay.dataplane.bpf.maps import BpfMap
@@ -77,7 +77,8 @@ class RelayPrograms:
 
     def listeners(self) -> dict[Address, tuple[int, int]]:
         """Side and group by address, as configured last."""
-        return {key.address(): (value.side, value.group) for key, value in self.maps["listeners"].items()}
+        entries = self.maps["listeners"].items()
+        return {entry.listen.address(): (entry.side, key.value) for key, entry in entries if entry.side}
 
     def configure(
         self,
@@ -93,17 +94,7 @@ class RelayPrograms:
         fastpath: XDP forwards assured flows, unless that was switched off while an earlier supervisor ran.
         cpumap: packets go on at their worker's core, if ``use_cores`` has named it and their checksum is complete.
         """
-        told = {vip.listen: Endpoint.of(vip.address) for vip in policy.vips}
-        listeners = [
-            (Endpoint.of(address), Listener(*entry, told.get(address, Endpoint())))
-            for address, entry in listeners_of(policy, fleet_sockets).items()
-        ]
-        self._replace("listeners", listeners)
-        vips = [
-            (Endpoint.of(vip.address), VipC(Endpoint.of(vip.listen), group))
-            for group, vip in enumerate(policy.vips)
-        ]
-        self._replace("vips", vips)
+        self._configure_listeners(policy, fleet_sockets)
         self._replace("networks", [(_trie_key(network), 1) for network in policy.transceiver_networks])
         fleet = {address.family: Endpoint.of(address) for address in fleet_sockets}
         before = self.settings()
@@ -133,6 +124,15 @@ class RelayPrograms:
         settings = self.settings()
         settings.abi_version, settings.network_namespace = ABI_VERSION, network_namespace()
         self.maps["settings"].put(0, settings)
+
+    def _configure_listeners(self, policy: RelayPolicy, fleet_sockets: Sequence[Address]) -> None:
+        told = {vip.listen: vip.address for vip in policy.vips}
+        places = {
+            group: Listener(Endpoint.of(address), Endpoint.of(told.get(address, address)), side, group)
+            for address, (side, group) in listeners_of(policy, fleet_sockets).items()
+        }
+        for group in range(MAX_GROUPS):
+            self.maps["listeners"].put(group, places.get(group, Listener()))
 
     def set_fastpath(self, is_on: bool) -> None:
         """Have XDP forward assured flows, or hand all their packets to the workers."""
