@@ -20,6 +20,7 @@ OPEN = replace(PATIENT, unknown_burst=1_000_000, unknown_per_s=1_000_000)
 # Where BPF_PROG_TEST_RUN has frames come from.
 INGRESS, ELSEWHERE = 1, 77
 CREATED_NS = 1_234_567
+_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h
 FORWARDED = (Verdict.FORWARD_STUN, Verdict.FORWARD_FLOW, Verdict.FORWARD_CLIENT)
 
 Tags = tuple[tuple[int, int], ...]
@@ -209,4 +210,4 @@ def vip_of(vip_index: int) -> Address:
 
 def coarse_ns() -> int:
     """The clock that XDP notes times by: that of the last tick."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_COARSE)
+    return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE)
