@@ -28,7 +28,7 @@ def partial_checksum(source: Address, destination: Address, payload: bytes) -> i
 
 def ipv4_checksum(header: bytes) -> int:
     """Of an IPv4 header with 0 in its place (RFC 791 section 3.1)."""
-    total = sum(struct.unpack(f"!{len(header) // 2}H", header))
+    total: int = sum(struct.unpack(f"!{len(header) // 2}H", header))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return 0xFFFF - total
