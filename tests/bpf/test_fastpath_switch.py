@@ -29,6 +29,7 @@ from wire.spp import encode_header
 
 pytestmark = pytest.mark.bpf
 
+Change = Callable[[], None]
 PACKETS = {
     "media up": framed(CLIENT_LINK, Packet(CLIENT_V4, listen_of(0), RTP)),
     "check up": framed(CLIENT_LINK, Packet(CLIENT_V4, listen_of(0), check(CALL))),
@@ -68,7 +69,7 @@ def test_switch_and_mtu_leave_all_else_as_it_is(programs: RelayPrograms, cpumap:
     kept = values(programs.settings(), but=("fastpath", "mtu"))
     assert (kept["unknown_burst"], kept["cpumap"], kept["build"]) == (22, cpumap, source_digest())
     assert (programs.settings().fastpath, programs.settings().mtu) == (1, 0)
-    steps: list[tuple[Callable[[], None], tuple[int, int]]] = [
+    steps: list[tuple[Change, tuple[int, int]]] = [
         (lambda: programs.set_mtu(1500), (1, 1500)),
         (lambda: programs.set_fastpath(False), (0, 1500)),
         (lambda: programs.set_mtu(1280), (0, 1280)),
