@@ -36,10 +36,10 @@ def make_known_flow(relay: Relay, row: PacketRow) -> None:
     if row.known_flow == "none":
         return
     client = row.source if row.side == "public" else decode_header_untrusted(row.datagram).client
-    relay.connect(CALL, client, row.vip_index)
+    relay.connect(row.call, client, row.vip_index)
     if row.known_flow == "provisional":
         relay.core.flows.remove(relay.key_of(client, row.vip_index))
-        relay.client_sends(check(CALL), client, row.vip_index)
+        relay.client_sends(check(row.call), client, row.vip_index)
     assert relay.flow_of(client, row.vip_index).assured is (row.known_flow == "assured")
 
 
