@@ -18,6 +18,7 @@ from tests.e2e.three_hosts import (
     Carried,
     Plan,
     Site,
+    one_armed,
     relay_of,
     transceiver_of,
     two_armed,
@@ -32,6 +33,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.s
     ("topology", "plan"),
     [
         pytest.param(two_armed, IPV4, id="two interfaces, IPv4"),
+        pytest.param(one_armed, IPV4, id="one interface, IPv4"),
         pytest.param(two_armed, IPV6, id="two interfaces, IPv6"),
     ],
 )
