@@ -177,7 +177,7 @@ def kill_all(relay: Instance) -> None:
 
 @dataclass(frozen=True)
 class Carried:
-    """What carried packets up to now: workers' packets, XDP's by verdict, and the packets of the only flow."""
+    """What carried packets up to now: workers' packets, XDP's by verdict, and the packets of all flows."""
 
     by_workers: int
     stun: int
@@ -189,15 +189,15 @@ class Carried:
     @classmethod
     def now(cls, relay: Instance) -> "Carried":
         """As the supervisor tells."""
-        (flow,) = relay.ask("flows")
+        flows = relay.ask("flows")
         verdicts = relay.status()["relay"]["xdp_verdicts"]
         return cls(
             worker_packets(relay),
             verdicts["forward_stun"],
             verdicts["forward_flow"],
             verdicts["forward_client"],
-            flow["packets_up"],
-            flow["packets_down"],
+            sum(flow["packets_up"] for flow in flows),
+            sum(flow["packets_down"] for flow in flows),
         )
 
     def minus(self, before: "Carried") -> dict[str, int]:
@@ -205,8 +205,8 @@ class Carried:
         return {name: value - getattr(before, name) for name, value in vars(self).items()}
 
 
-def wait_until_in_kernel(relay: Instance) -> Carried:
-    """Until XDP forwards the only call, both ways, and workers see nothing of it for a while."""
+def wait_until_in_kernel(relay: Instance, least: int = 25) -> Carried:
+    """Until XDP forwards that many packets, both ways, while workers see none."""
 
     def is_in_kernel() -> Carried | None:
         before = Carried.now(relay)
@@ -214,10 +214,10 @@ def wait_until_in_kernel(relay: Instance) -> Carried:
         def some_have_come() -> Carried | None:
             now = Carried.now(relay)
             news = now.minus(before)
-            has_come = news["by_workers"] or (news["up"] >= 25 and news["down"] >= 25)
-            return now if has_come else None
+            return now if news["by_workers"] or min(news["up"], news["down"]) >= least else None
 
-        now = wait_until(some_have_come, 20, "packets of the call")
+        now: Carried = wait_until(some_have_come, 20, "packets")
         return now if now.by_workers == before.by_workers else None
 
-    return Carried(**vars(wait_until(is_in_kernel, 30, "a call that workers see nothing of")))
+    carried: Carried = wait_until(is_in_kernel, 30, "calls that workers see nothing of")
+    return carried
