@@ -17,6 +17,7 @@ _FLAGS = [
     "--autoplay-policy=no-user-gesture-required",
 ]
 _CONNECT_TIMEOUT_S = 30.0
+_COUNTS_INTERVAL_MS = 100
 # Of the selected pair, its consent checks (RFC 7675); `lost_up` is what the far end's reports say.
 _COUNTS = """async () => {
     const stats = [...(await relayDemo.pc.getStats()).values()];
@@ -70,6 +71,8 @@ class PageCall:
         """Until each of these counts has grown by so much since ``before``; the counts then."""
 
         def has_grown() -> dict[str, int] | None:
+            # getStats is work for the browser
+            self.page.wait_for_timeout(_COUNTS_INTERVAL_MS)
             now = self.counts()
             return now if all(now[name] - before[name] >= more for name, more in least.items()) else None
 

@@ -10,15 +10,17 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from host.keystore import load_keys
 from relay.dataplane.bpf import links
 from relay.dataplane.bpf.links import XdpMode
 from tests.bpf.kernel_objects import make_xdp_program
+from tests.e2e.crowd import Crowd
 from tests.e2e.instance import Instance, running, wait_until
 from tests.e2e.namespaces import Host, connect, hosts
 
@@ -56,6 +58,8 @@ class Plan:
 
 IPV4 = Plan("203.0.113.10:3478", "203.0.113.2", "10.0.1.5:4000", "10.0.1.7")
 IPV6 = Plan("[2001:db8::10]:3478", "2001:db8::2", "[fd00:1::5]:4000", "fd00:1::7")
+# Both ends on loopback, to be reached by either of two links.
+ROUTED = Plan("203.0.113.10:3478", "203.0.113.2", "192.0.2.5:4000", "192.0.2.7")
 PUBLIC = [("203.0.113.2", "203.0.113.10", 24), ("2001:db8::2", "2001:db8::10", 64)]
 FLEET = [("10.0.1.5", "10.0.1.7", 24), ("fd00:1::5", "fd00:1::7", 64)]
 
@@ -99,6 +103,24 @@ def two_armed() -> Iterator[Site]:
         route_by_the_relay(site)
         with client:
             yield site
+
+
+@contextlib.contextmanager
+def two_fleet_links() -> Iterator[Site]:
+    """As ``two_armed``, and a link from ``second`` to the transceiver's eth1, which packets come back by.
+
+    Packets go by the first one; the second is the way where that has none.
+    """
+    with two_armed() as site:
+        relay, transceiver = site.relay, site.transceiver
+        connect(relay, "second", transceiver, "eth1", [("10.0.2.5", "10.0.2.7", 24)])
+        transceiver.set_offload("eth1", "rx-gro", True)
+        relay.add_address("lo", "192.0.2.5", 32)
+        transceiver.add_address("lo", "192.0.2.7", 32)
+        relay.run_ip("route add 192.0.2.7 via 10.0.1.7 metric 5")
+        relay.run_ip("route add 192.0.2.7 via 10.0.2.7 metric 10")
+        transceiver.run_ip("route add 192.0.2.5 via 10.0.2.5")
+        yield replace(site, interfaces=(*site.interfaces, "second"))
 
 
 @contextlib.contextmanager
@@ -221,3 +243,37 @@ def wait_until_in_kernel(relay: Instance, least: int = 25) -> Carried:
 
     carried: Carried = wait_until(is_in_kernel, 30, "calls that workers see nothing of")
     return carried
+
+
+def switch(relay: Instance, state: str) -> None:
+    """The fast path, as an operator does."""
+    done = relay.run("bpf", "fastpath", state)
+    assert done.returncode == 0, done.stderr
+
+
+def switch_off_and_on(relay: Instance, least: int) -> dict[str, int]:
+    """Off until workers have carried that many packets, on until XDP has, and they none; what each carried meanwhile."""
+    switch(relay, "off")
+    off = Carried.now(relay)
+    wait_until(lambda: worker_packets(relay) - off.by_workers >= least, 20, "packets by the workers")
+    by_workers = Carried.now(relay).minus(off)
+    assert (by_workers["stun"], by_workers["up"], by_workers["down"]) == (0, 0, 0)
+    switch(relay, "on")
+    on = Carried.now(relay)
+    by_xdp = wait_until_in_kernel(relay, least).minus(on)
+    assert min(by_xdp["up"], by_xdp["down"]) >= least
+    return {"by workers": by_workers["by_workers"], "by XDP": by_xdp["up"] + by_xdp["down"]}
+
+
+@contextlib.contextmanager
+def crowd_of(site: Site, plan: Plan, directory: Path, count: int, interval_s: float) -> Iterator[Crowd]:
+    """Clients that send numbered packets through the relay that was started in that directory; IPv4."""
+    keys = load_keys(directory / "keys.json")
+    ends = (site.client, plan.client_ip, site.transceiver, plan.vip, keys)
+    crowd = Crowd(*ends, count, interval_s, transceiver_ip=plan.transceiver_ip)
+    crowd.start()
+    try:
+        crowd.wait_until_flowing(30)
+        yield crowd
+    finally:
+        crowd.stop()
