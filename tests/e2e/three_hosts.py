@@ -91,16 +91,22 @@ def let_pass(host: Host, interface: str) -> None:
         os.close(program_fd)
 
 
+def join_fleet(client: Host, relay: Host, transceiver: Host) -> Site:
+    """The rest, where the client's eth0 and the relay's ``public`` are joined already."""
+    connect(relay, "fleet", transceiver, "eth0", FLEET)
+    for host in (client, transceiver):
+        host.set_offload("eth0", "rx-gro", True)
+    site = Site(client, relay, transceiver, ("public", "fleet"))
+    route_by_the_relay(site)
+    return site
+
+
 @contextlib.contextmanager
 def two_armed() -> Iterator[Site]:
     """The client's eth0 leads to the relay's ``public``, the relay's ``fleet`` to the transceiver's eth0."""
     with hosts(3) as (client, relay, transceiver):
         connect(client, "eth0", relay, "public", PUBLIC)
-        connect(relay, "fleet", transceiver, "eth0", FLEET)
-        for host in (client, transceiver):
-            host.set_offload("eth0", "rx-gro", True)
-        site = Site(client, relay, transceiver, ("public", "fleet"))
-        route_by_the_relay(site)
+        site = join_fleet(client, relay, transceiver)
         with client:
             yield site
 
