@@ -118,6 +118,7 @@ def _row(measurement: str, made: Stage, name: str, cell: Cell, taken: Taken) -> 
         pps=rate(SINGLY),
         lost=int(median_that_counts([sample.lost for sample in samples])) if samples else None,
         rates=[round(sample.pps) for sample in that_count(samples)],
+        core_share=round(min((sample.core_share for sample in that_count(samples)), default=0.0), 3),
         pps_bursts=rate(BURSTS),
         pps_own_core=rate(OWN_CORE),
         why_not=made.why_not.get(name, "") or ("" if samples else error or "not measured"),

@@ -83,6 +83,7 @@ def _rates(results: Results, measurement: str) -> Sheet:
         "added ns",
         "of bare",
         "spread",
+        "core",
     ]
     rows = [_rate(results, row) for row in results.rows if row.measurement == measurement]
     return Sheet(title, [*columns, "lost", ""], rows)
@@ -101,6 +102,7 @@ def _rate(results: Results, row: Row) -> list[str]:
         _number(results.added_ns(row)),
         _number(of_bare, 2),
         spread,
+        f"{row.core_share:.0%}" if row.core_share else _NOTHING,
         _number(row.lost),
         row.why_not,
     ]

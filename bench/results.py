@@ -19,7 +19,7 @@ class Row:
     """One path at full load; numbers are medians over the rounds that count.
 
     measurement: the command that made it. payload: bytes, or ``opus`` for the mix. pps: delivered. lost: packets of one
-    round that were offered and did not arrive. rates: of each round. pps_bursts: where packets come 64 at a time;
+    round that were offered and did not arrive. rates: of each round. core_share: the least that generator and relay had of their core. pps_bursts: where packets come 64 at a time;
     pps_own_core: where the relay's process has a core of its own. why_not: there is no number, for this reason.
     """
 
@@ -31,6 +31,7 @@ class Row:
     pps: float | None = None
     lost: int | None = None
     rates: list[int] = field(default_factory=list)
+    core_share: float | None = None
     pps_bursts: float | None = None
     pps_own_core: float | None = None
     why_not: str = ""

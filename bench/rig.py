@@ -41,13 +41,17 @@ class Way:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement: packets that arrived, and seconds, in the window; all that were offered and did not arrive."""
+    """One measurement: packets that arrived, and seconds, in the window; all that were offered and did not arrive.
+
+    core_share: how much of the core generator and relay had; the rest was taken by what else this machine does.
+    """
 
     delivered: int
     seconds: float
     offered: int
     lost: int
     wrong: int
+    core_share: float
 
     @property
     def pps(self) -> float:
@@ -57,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How a path is loaded. ``has_process``: the relay is one, and goes before the generator on their core;
+    """How a path is loaded. ``pids``: the relay's processes, which go before the generator on their core;
     ``gives_way``: at once for each packet, which costs it more of them than waiting for a slice of the scheduler to end.
     """
 
@@ -69,7 +73,7 @@ class Load:
     in_random_order: bool = True
     mode: Mode = Mode.COUNT
     batch: int = BATCH
-    has_process: bool = False
+    pids: tuple[int, ...] = ()
     gives_way: bool = False
 
 
@@ -100,9 +104,10 @@ class Rig:
         before = self.sink.count()
         self._start(_job(topology, path, load, self.core))
         time.sleep(_WARM_UP_S)
-        first, first_at = self.sink.count(), time.monotonic()
+        pids = [self._generator.pid, *load.pids]
+        first, first_at, first_cpu_s = self.sink.count(), time.monotonic(), _cpu_s(pids)
         time.sleep(load.seconds)
-        last, last_at = self.sink.count(), time.monotonic()
+        last, last_at, last_cpu_s = self.sink.count(), time.monotonic(), _cpu_s(pids)
         report = self._finish()
         time.sleep(_SETTLE_S)
         after = self.sink.count()
@@ -112,12 +117,13 @@ class Rig:
             offered=report.offered,
             lost=max(0, report.offered - (after.delivered - before.delivered)),
             wrong=after.wrong - before.wrong,
+            core_share=(last_cpu_s - first_cpu_s) / (last_at - first_at),
         )
 
     def prime(self, topology: Topology, path: Way, load: Load, mode: Mode = Mode.COUNT) -> Sample:
         """Two packets of each flow, in order: whoever learns from packets has then seen them all."""
         packets = 2 * load.flows
-        rate = _PRIME_RATE if load.has_process else 1_000_000
+        rate = _PRIME_RATE if load.pids else 1_000_000
         sweep = replace(
             load,
             rate=rate,
@@ -186,6 +192,16 @@ def rig() -> Iterator[Rig]:
         made.close()
 
 
+def _cpu_s(pids: Iterable[int]) -> float:
+    """What all threads of these processes have had; softirqs on their back included."""
+    total = 0
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                total += int(thread.read_text().split()[0])
+    return total / 1e9
+
+
 def processes(pid: int) -> list[int]:
     """A process and all that it started."""
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
@@ -209,6 +225,6 @@ def _job(topology: Topology, path: Way, load: Load, core: int) -> Job:
         is_stamped=load.mode is Mode.LATENCY,
         batch=load.batch,
         core=core,
-        niceness=_GENERATOR_BEHIND_NICENESS if load.has_process else _GENERATOR_NICENESS,
-        gives_way=load.has_process and load.gives_way,
+        niceness=_GENERATOR_BEHIND_NICENESS if load.pids else _GENERATOR_NICENESS,
+        gives_way=bool(load.pids) and load.gives_way,
     )

@@ -34,6 +34,8 @@ OPUS_MIX = (40, 80, 110, 160, 40, 80, 110, 160, 40, 80, 110, 160, 40, 80, 110, 2
 # Of the rate that is delivered at full load.
 _TRIED_RATES = (0.9, 1.1, 1.4, 1.8, 2.4)
 _TRY_S = 0.15
+# A turn in which somebody else had more of the core than this is repeated so often.
+_MIN_CORE_SHARE, _RETRIES = 0.97, 3
 # Flows without a packet end after 60 s; connection tracking is told to keep them longer.
 _PRIME_S = 25.0
 
@@ -92,7 +94,13 @@ class Stage:
             if key not in player.best_rates:
                 player.best_rates[key] = self._find_best_rate(player, player.way(direction), load)
             load = replace(load, rate=player.best_rates[key])
-        return self.rig.run(player.topology, player.way(direction), load)
+        sample = self.rig.run(player.topology, player.way(direction), load)
+        for _ in range(_RETRIES):
+            if sample.core_share >= _MIN_CORE_SHARE:
+                break
+            again = self.rig.run(player.topology, player.way(direction), load)
+            sample = max(sample, again, key=lambda one: one.core_share)
+        return sample
 
     def ready(
         self, player: Player, direction: str, payloads: tuple[int, ...], condition: Condition, seconds: float
@@ -106,7 +114,7 @@ class Stage:
             flows=self.flows,
             seconds=seconds,
             batch=condition.batch,
-            has_process=relay.has_process,
+            pids=tuple(relay.pids),
             gives_way=condition.wakes_at_once,
         )
         is_due = player.primed_at is None or time.monotonic() - player.primed_at > _PRIME_S

@@ -38,7 +38,7 @@ def nginx_stream(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
                 sends=Leg(source=None, destination=VIP),
                 arrives=Leg(source=RELAY_FLEET, destination=TRANSCEIVER),
             )
-            load = Load(payloads=(100,), flows=flows, seconds=0.2, has_process=True)
+            load = Load(payloads=(100,), flows=flows, seconds=0.2, pids=(process.pid,))
             rig.prime(topology, up, load, Mode.LEARN_PORTS)
             ports = rig.sink.learned_ports(flows)
             if len(ports) < flows or not all(ports):
