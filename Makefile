@@ -1,6 +1,7 @@
 # make setup   install what relayctl and its tests need (root, once); idempotent
 # make demo    start relay and transceivers, place a call, show the page; CHECK=1 exits after the report
 # make test    everything that CI runs
+# make bench   measure this relay beside others (root, about 12 minutes); writes bench-results.json
 # make check   lint, types, import contracts only
 # make clean   remove the virtual environment and caches
 SHELL := /bin/bash
@@ -10,9 +11,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Debian 12: BCC and the kernel's uapi headers, a browser for the end-to-end tests, a C compiler and formatter for bpf/
 PACKAGES := python3-venv python3-bpfcc linux-libc-dev chromium gcc libc6-dev clang-format
+# Relays that `make bench` measures; one that is not there is a row without a number.
+BENCH_PACKAGES := golang-go nginx libnginx-mod-stream coturn nftables
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help setup demo test check pytest clean
+.PHONY: help setup demo bench test check pytest clean
 
 help:
 	@sed -n '/^SHELL/q;s/^# //p' Makefile
@@ -38,6 +41,23 @@ $(VENV)/.complete: pyproject.toml Makefile
 
 demo: setup
 	@$(BIN)/relayctl demo $(if $(CHECK),--check)
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m bench --out bench-results.json
+
+$(VENV)/.bench: $(VENV)/.complete
+	@missing=$$(for p in $(BENCH_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ]; then \
+		echo "bench: installing Debian packages, without starting their services:" $$missing; \
+		policy=/usr/sbin/policy-rc.d; \
+		if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi; \
+		apt-get update -qq; \
+		for p in $$missing; do \
+			apt-get install -y -qq --no-install-recommends $$p >/dev/null || echo "bench: no $$p; its row will say so" >&2; \
+		done; \
+	fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $@
 
 test: check pytest
 

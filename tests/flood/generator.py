@@ -1,9 +1,8 @@
 """A flood of UDP from one source, at a steady rate, out of an interface of this network namespace.
 
-``BPF_PROG_TEST_RUN`` runs ``generator.c`` over and over on frames of its own and sends those that it redirects. One call
-is the whole run, as its set-up costs about 24 ms; the program waits by dropping, so **the core is busy all the time**,
-at the lowest priority. What the interface's peer does with a packet (its XDP program, its network stack up to the
-socket) is done on this core too, and counted as this process's CPU time.
+``bench/live_frames.py`` runs ``generator.c`` over and over and sends what it redirects. **The core is busy all the time**,
+at the lowest priority, with what the interface's peer does with a packet (its XDP program, its network stack up to the
+socket) too.
 
 The peer of a veth takes redirected frames only while it has an XDP program or GRO on; else all are lost without an
 error, so a run that its interface did not count fails.
@@ -13,14 +12,10 @@ call, and the call ends by itself after 2**32 - 1 runs (more than 100 s).
 """
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
-import signal
 import struct
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,44 +23,13 @@ from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute
 
-from relay.dataplane.bpf.kernel_headers import make_kernel_tree
+from bench.live_frames import checksum, compile_program, mac_bytes, run_live, transmitted
 from wire.address import Address
 
 MAX_SECONDS = 60
 MAX_PAYLOAD_BYTES = 1472  # one frame of 1500 bytes
 # 0x7f is nothing in RFC 7983: neither STUN, DTLS, RTP nor a TURN channel.
 JUNK = b"\x7f" + bytes(range(1, 100))
-
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
-_BPF_PROG_TEST_RUN = 10
-_BPF_F_TEST_XDP_LIVE_FRAMES = 2
-_BATCH = 64
-_MAX_RUNS = 2**32 - 1
-_ALARM_SLACK_S = 0.05  # the call's own set-up, before the program's clock starts
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _LiveFramesAttr(ctypes.Structure):
-    """``union bpf_attr``'s part for BPF_PROG_TEST_RUN, whole."""
-
-    _fields_ = (
-        ("prog_fd", ctypes.c_uint32),
-        ("retval", ctypes.c_uint32),
-        ("data_size_in", ctypes.c_uint32),
-        ("data_size_out", ctypes.c_uint32),
-        ("data_in", ctypes.c_uint64),
-        ("data_out", ctypes.c_uint64),
-        ("repeat", ctypes.c_uint32),
-        ("duration", ctypes.c_uint32),
-        ("ctx_size_in", ctypes.c_uint32),
-        ("ctx_size_out", ctypes.c_uint32),
-        ("ctx_in", ctypes.c_uint64),
-        ("ctx_out", ctypes.c_uint64),
-        ("flags", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("batch_size", ctypes.c_uint32),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +94,13 @@ class Flood:
         # RFC 768: the checksum is over a pseudo header of both addresses, the protocol and the length.
         pseudo = self.source.host + self.destination.host + struct.pack("!HH", 17, udp_length)
         ports = struct.pack("!HHH", self.source.port, self.destination.port, udp_length)
-        checksum = _checksum(pseudo + ports + bytes(2) + self.payload) or 0xFFFF
-        udp = ports + struct.pack("!H", checksum) + self.payload
+        udp_checksum = checksum(pseudo + ports + bytes(2) + self.payload) or 0xFFFF
+        udp = ports + struct.pack("!H", udp_checksum) + self.payload
         # version and header length, -, total length, identification, do not fragment, TTL, protocol
         ip = struct.pack("!BBHHHBB", 0x45, 0, 20 + udp_length, 0, 0x4000, 64, 17)
         addresses = self.source.host + self.destination.host
-        ip += struct.pack("!H", _checksum(ip + bytes(2) + addresses)) + addresses
-        return _mac_bytes(self.destination_mac) + _mac_bytes(self.source_mac) + b"\x08\x00" + ip + udp
+        ip += struct.pack("!H", checksum(ip + bytes(2) + addresses)) + addresses
+        return mac_bytes(self.destination_mac) + mac_bytes(self.source_mac) + b"\x08\x00" + ip + udp
 
 
 class Report(NamedTuple):
@@ -164,7 +128,7 @@ class GeneratorError(Exception):
 def send(flood: Flood) -> Report:
     """Send it, and return when it is over. Takes this process's SIGALRM. Raises GeneratorError, OSError."""
     frame = flood.frame()
-    bpf = _compile(len(frame))
+    bpf = compile_program(Path(__file__).with_name("generator.c"), [f"-DFRAME_BYTES={len(frame)}"])
     try:
         function = bpf.load_func(b"send_flood", bpf.XDP)
         with IPRoute() as ip:
@@ -180,10 +144,10 @@ def send(flood: Flood) -> Report:
                 max_packets=max(1, int(flood.rate * flood.seconds)),
                 interface=index,
             )
-            transmitted, cpu_s = _transmitted(ip, index), time.process_time()
-            _run_live(function.fd, frame, flood.seconds)
-            transmitted, cpu_s = _transmitted(ip, index) - transmitted, time.process_time() - cpu_s
-        return _report(floods[floods.Key(0)], transmitted, cpu_s)
+            sent, cpu_s = transmitted(ip, index), time.process_time()
+            run_live(function.fd, frame, flood.seconds)
+            sent, cpu_s = transmitted(ip, index) - sent, time.process_time() - cpu_s
+        return _report(floods[floods.Key(0)], sent, cpu_s)
     finally:
         bpf.cleanup()
 
@@ -205,74 +169,6 @@ def _report(result: Any, transmitted: int, cpu_s: float) -> Report:
         cpu_s=round(cpu_s, 6),
         longest_lag_s=result.longest_lag_ns / 1e9,
     )
-
-
-def _compile(frame_bytes: int) -> Any:
-    # Imported late: Debian's module, which only hosts with a BPF data path have.
-    import bcc
-
-    with tempfile.TemporaryDirectory(prefix="relayctl-kernel-") as tree:
-        make_kernel_tree(Path(tree))
-        # Read by libbcc at compile time; there is no argument for it.
-        os.environ["BCC_KERNEL_SOURCE"] = tree
-        try:
-            text = Path(__file__).with_name("generator.c").read_bytes()
-            return bcc.BPF(text=text, cflags=["-Wall", "-Werror", f"-DFRAME_BYTES={frame_bytes}"])
-        finally:
-            del os.environ["BCC_KERNEL_SOURCE"]
-
-
-def _run_live(program_fd: int, frame: bytes, seconds: float) -> None:
-    data = ctypes.create_string_buffer(frame, len(frame))
-    attr = _LiveFramesAttr(
-        prog_fd=program_fd,
-        data_size_in=len(frame),
-        data_in=ctypes.addressof(data),
-        repeat=_MAX_RUNS,
-        flags=_BPF_F_TEST_XDP_LIVE_FRAMES,
-        batch_size=_BATCH,
-    )
-    handler = signal.signal(signal.SIGALRM, lambda *_: None)
-    # Again and again: the first alarm may come before the call.
-    signal.setitimer(signal.ITIMER_REAL, seconds + _ALARM_SLACK_S, _ALARM_SLACK_S)
-    try:
-        # EINTR: what the alarm is for.
-        with contextlib.suppress(InterruptedError):
-            call_bpf(_BPF_PROG_TEST_RUN, attr)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-
-
-def call_bpf(command: int, attr: ctypes.Structure) -> int:
-    """bpf(2): its result, a descriptor for some commands. Raises OSError."""
-    result: int = _libc.syscall(
-        _SYS_BPF[os.uname().machine], command, ctypes.byref(attr), ctypes.sizeof(attr)
-    )
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"bpf(2) command {command}: {os.strerror(number)}")
-    return result
-
-
-def _transmitted(ip: IPRoute, index: int) -> int:
-    (link,) = ip.get_links(index)
-    return int(link.get_attr("IFLA_STATS64")["tx_packets"])
-
-
-def _checksum(data: bytes) -> int:
-    """RFC 1071 section 1."""
-    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return 0xFFFF ^ total
-
-
-def _mac_bytes(text: str) -> bytes:
-    mac = bytes.fromhex(text.replace(":", ""))
-    if len(mac) != 6:
-        raise ValueError(f"{text!r} is not a MAC address (as 02:00:00:00:00:01)")
-    return mac
 
 
 def _arguments() -> Flood:

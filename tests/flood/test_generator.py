@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from pyroute2 import Ethtool
 
+from bench.live_frames import call_bpf
 from tests.e2e.namespaces import Host, connect, hosts
-from tests.flood.generator import JUNK, Flood, call_bpf
+from tests.flood.generator import JUNK, Flood
 from wire.address import Address
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]

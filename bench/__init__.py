@@ -1,0 +1,1 @@
+"""What a relayed packet costs: this relay beside others, measured in network namespaces (`make bench`)."""

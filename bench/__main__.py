@@ -1,0 +1,252 @@
+"""``python -m bench``: measure this relay beside others. See docs/performance.md."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench import flows as by_flows
+from bench import forward, latency, setup
+from bench.conditions import describe
+from bench.errors import BenchError
+from bench.plots import draw
+from bench.progress import progress
+from bench.report import as_markdown, print_sheets, replace_block
+from bench.results import FLOWS, OPUS, Results
+from bench.rig import Rig, rig
+from bench.stage import PEERS
+from bench.topology import remove_stale
+
+_MEMORY_FLOWS = 1_000_000
+Measure = Callable[[Rig, dict[str, Any]], Results]
+
+
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _peers(context: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
+    names = _split(text)
+    for name in names or ():
+        if name not in PEERS:
+            raise click.BadParameter(f"no peer {name!r}; there are {', '.join(PEERS)}")
+    return names
+
+
+def _payloads(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int | str] | None:
+    sizes: list[int | str] = []
+    for part in _split(text) or ():
+        if part != OPUS and not (part.isdigit() and 40 <= int(part) <= 1400):
+            raise click.BadParameter(f"{part!r} is neither 40 to 1400 bytes nor {OPUS}")
+        sizes.append(part if part == OPUS else int(part))
+    return sizes or None
+
+
+def _counts(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
+    counts = [part.replace("_", "") for part in _split(text) or ()]
+    for count in counts:
+        if not (count.isdigit() and 1 <= int(count) <= 1_000_000):
+            raise click.BadParameter(f"{count!r} is not 1 to 1000000 flows")
+    return [int(count) for count in counts] or None
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("--only", metavar="A,B", callback=_peers, help=f"These peers: {', '.join(PEERS)}."),
+        click.option(
+            "--rounds",
+            type=click.IntRange(1, 100),
+            default=5,
+            show_default=True,
+            help="The first of several is discarded.",
+        ),
+        click.option(
+            "--seconds",
+            type=click.FloatRange(0.05, 10),
+            default=0.4,
+            show_default=True,
+            help="A turn of one peer.",
+        ),
+        click.option(
+            "--payload", metavar="N,opus", callback=_payloads, help="For forward: bytes, or the Opus mix."
+        ),
+        click.option(
+            "--flows", metavar="N,M", callback=_counts, help="For forward and flows: how many flows."
+        ),
+        click.option(
+            "--clients",
+            type=click.IntRange(100, setup.MAX_CLIENTS),
+            default=setup.DEFAULT_CLIENTS,
+            show_default=True,
+            help="For setup: new clients of each peer.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="JSON on standard output in place of tables."),
+        click.option(
+            "--out",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Write the JSON there as well; `report` reads it.",
+        ),
+        click.option(
+            "--plot",
+            "plots",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="Draw SVG files there.",
+        ),
+        click.option(
+            "--check", is_flag=True, help="Exit with 1 if a target that was measured does not hold."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _forward(rig: Rig, options: dict[str, Any]) -> Results:
+    with progress("forward") as shown:
+        rows = forward.measure_forward(
+            rig,
+            options["only"] or forward.DEFAULT_PEERS,
+            payloads=options["payload"] or forward.DEFAULT_PAYLOADS,
+            counts=options["flows"] or [FLOWS],
+            rounds=options["rounds"],
+            seconds=options["seconds"],
+            progress=shown,
+        )
+    return Results(rows=rows)
+
+
+def _flows(rig: Rig, options: dict[str, Any]) -> Results:
+    with progress("flows") as shown:
+        names: Sequence[str] = options["only"] or by_flows.DEFAULT_PEERS
+        rows = by_flows.measure_flows(
+            rig,
+            names,
+            counts=options["flows"] or by_flows.DEFAULT_FLOWS,
+            rounds=options["rounds"],
+            seconds=options["seconds"],
+            progress=shown,
+        )
+    return Results(rows=rows, memory=by_flows.measure_memory(_MEMORY_FLOWS) if "xdp" in names else None)
+
+
+def _latency(rig: Rig, options: dict[str, Any]) -> Results:
+    with progress("latency") as shown:
+        rows = latency.measure_latency(
+            rig,
+            options["only"] or latency.DEFAULT_PEERS,
+            rounds=options["rounds"],
+            seconds=options["seconds"],
+            progress=shown,
+        )
+    return Results(latency=rows)
+
+
+def _setup(rig: Rig, options: dict[str, Any]) -> Results:
+    with progress("setup") as shown:
+        names = options["only"] or setup.DEFAULT_PEERS
+        return Results(setup=setup.measure_setup(rig, names, clients=options["clients"], progress=shown))
+
+
+MEASURES: dict[str, Measure] = {"forward": _forward, "latency": _latency, "flows": _flows, "setup": _setup}
+
+
+def _run(measures: Sequence[Measure], options: dict[str, Any]) -> None:
+    if os.geteuid() != 0:
+        raise click.ClickException("network namespaces and XDP need root")
+    _end_as_interrupted()
+    remove_stale()
+    try:
+        with rig() as made:
+            conditions = describe(made, rounds=options["rounds"], seconds=options["seconds"])
+            parts = [measure(made, options) for measure in measures]
+        results = Results.joined([*parts, Results(conditions=conditions)])
+        if options["out"]:
+            options["out"].write_text(json.dumps(results.to_json(), indent=1) + "\n")
+        if options["plots"]:
+            draw(results, options["plots"])
+    except BenchError as error:
+        raise click.ClickException(str(error)) from None
+    _show(results, as_json=options["as_json"])
+    if options["check"] and any(target.holds is False for target in results.targets()):
+        sys.exit(1)
+
+
+def _end_as_interrupted() -> None:
+    """SIGTERM as Ctrl-C: namespaces and processes are removed. pyroute2 forks, and ends its children by SIGTERM."""
+    pid = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() != pid:
+            os._exit(128 + number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def _show(results: Results, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(results.to_json(), indent=1))
+    else:
+        print_sheets(results)
+
+
+@click.group(invoke_without_command=True)
+@_options
+@click.pass_context
+def main(context: click.Context, /, **options: Any) -> None:
+    """Measure this relay beside others, in network namespaces of its own; all measurements without a command."""
+    if context.invoked_subcommand is None:
+        _run(list(MEASURES.values()), options)
+
+
+def _add_command(name: str, text: str) -> None:
+    @main.command(name, help=text)
+    @_options
+    def command(**options: Any) -> None:
+        _run([MEASURES[name]], options)
+
+
+_add_command("forward", "Packets a second through each peer, both ways, by payload.")
+_add_command("latency", "Time from client to transceiver at half load.")
+_add_command("flows", "Packets a second by number of flows in random order, and memory of a flow.")
+_add_command("setup", "New clients a second, and the latency of their first packet.")
+
+
+@main.command()
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--plot",
+    "plots",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Draw SVG files there.",
+)
+@click.option(
+    "--document",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Renew the generated part of this Markdown file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output in place of tables.")
+def report(files: tuple[Path, ...], plots: Path | None, document: Path | None, as_json: bool) -> None:
+    """Tables and plots of what `--out` wrote; several files are put together."""
+    results = Results.joined(Results.from_json(json.loads(path.read_text())) for path in files)
+    try:
+        drawn = draw(results, plots) if plots else []
+        if document:
+            images = [os.path.relpath(path, document.parent) for path in drawn]
+            document.write_text(replace_block(document.read_text(), as_markdown(results, images)))
+    except (BenchError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    _show(results, as_json=as_json)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")

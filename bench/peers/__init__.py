@@ -1,0 +1,1 @@
+"""The relays that are measured, one module each, behind ``bench.peers.base``."""
