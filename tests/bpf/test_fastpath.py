@@ -28,7 +28,7 @@ from tests.bpf.test_xdp_verdicts import KERNEL_VERDICTS
 from tests.relay.network import CALL, CALL_V6, CLIENT_V4, CLIENT_V6, OTHER_CALL, RTP, Call
 from tests.relay.packets import ROWS, PacketRow
 from wire.address import Address
-from wire.spp import decode_header_untrusted, encode_header
+from wire.spp import encode_header
 
 pytestmark = pytest.mark.bpf
 
@@ -47,18 +47,13 @@ def rows(*, side: str, in_kernel: bool) -> list[object]:
     return [pytest.param(row, id=row.description) for row in chosen]
 
 
-def client_of(row: PacketRow) -> Address:
-    """Whose flow the row means."""
-    return row.source if row.side == "public" else decode_header_untrusted(row.datagram).client
-
-
 def know_flow_of(relay: Relay, row: PacketRow, link: Link) -> None:
     """The flow that the row says is known, and the way to its client and to every transceiver."""
     for call in (CALL, CALL_V6, OTHER_CALL):
         relay.know_hop(call.transceiver)
     if row.known_flow != "none":
         relay.know_flow(
-            client_of(row),
+            row.client,
             row.vip_index,
             row.call.transceiver,
             tag=row.call.tag,
@@ -77,7 +72,7 @@ def test_table_has_every_family_and_vip_that_xdp_forwards_for() -> None:
     fast = [row for row in ROWS if row.in_kernel]
     assert all(row.known_flow == "assured" for row in fast)
     for side in ("public", "fleet"):
-        seen = {(client_of(row).family, row.call.transceiver.family) for row in fast if row.side == side}
+        seen = {(row.client.family, row.call.transceiver.family) for row in fast if row.side == side}
         assert seen == {(4, 4), (4, 6), (6, 4), (6, 6)}, side
         assert {row.vip_index for row in fast if row.side == side} == {0, 1, 2}, side
     assert {row.verdict for row in fast if row.forwarded} == set(FORWARDED)

@@ -1,6 +1,7 @@
 """What XDP does not forward although the flow is assured: it goes the long way, untouched and not counted twice."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -246,6 +247,24 @@ def test_transceiver_s_host_is_the_key_and_not_its_port(assured: Relay) -> None:
     assured.know_flow(CLIENT_V4, transceiver=neighbour)
     assert forwards(assured, UP)
     assured.hands_up(DOWN)
+
+
+@pytest.mark.parametrize(("client", "vip_index"), [(CLIENT_V4, 0), (CLIENT_V6, 1)], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("call", [CALL, CALL_V6], ids=["from IPv4", "from IPv6"])
+def test_every_byte_of_the_transceiver_s_address_counts(
+    assured: Relay, client: Address, vip_index: int, call: Call
+) -> None:
+    know_both_ways(assured, client, vip_index, call)
+    packet = down(client=client, vip_index=vip_index, call=call)
+    assert forwards(assured, framed(HOP_LINK.back(), packet))
+    host, port = call.transceiver
+    neighbours = [
+        Address(host[:at] + bytes([host[at] ^ 4]) + host[at + 1 :], port) for at in range(len(host))
+    ]
+    for source in [*neighbours, Address(host, port ^ 1), Address(host, port ^ 256)]:
+        in_fleet = any(source.ip in network for network in OPEN.transceiver_networks)
+        verdict = Verdict.HAND_UP if in_fleet else Verdict.DROP_SPP_SOURCE
+        assured.hands_up(framed(HOP_LINK.back(), replace(packet, source=source)), verdict)
 
 
 IP_LENGTH_AT, PROTOCOL_AT, UDP_LENGTH_AT = 14 + 2, 14 + 8, 14 + 20 + 4

@@ -131,6 +131,14 @@ class Crowd:
             assert time.monotonic() < deadline, f"{missing} of {len(self.clients)} clients heard nothing"
             time.sleep(0.1)
 
+    def wait_for_more(self, count: int, timeout_s: float) -> None:
+        """Until so many packets more than by now have come back to clients."""
+        least = count + sum(client.down.received for client in self.clients)
+        deadline = time.monotonic() + timeout_s
+        while (heard := sum(client.down.received for client in self.clients)) < least:
+            assert time.monotonic() < deadline, f"{heard - least + count} of {count} packets came back"
+            time.sleep(0.01)
+
     def report(self) -> dict[str, float]:
         """Packets sent and lost each way, late and doubled ones, and the longest gaps beyond the pace; after ``stop``."""
         sent = sum(client.sent for client in self.clients)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* A switch between a client and a relay: it puts VLAN tags on datagrams for the VIP and takes off what tags the
- * answers have. The loader gives VIP_PORT, TO_RELAY and TO_CLIENT, the interfaces that lead there.
+/* A switch between a client and a relay: it puts VLAN tags on datagrams for the VIP and takes off what tags
+ * the answers have. The loader gives VIP_PORT, TO_RELAY and TO_CLIENT, the interfaces that lead there.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>

@@ -114,6 +114,7 @@ def test_packets_follow(
             began = time.monotonic()
             change(site, relay)
             changed_s = round(time.monotonic() - began, 3)
+            crowd.wait_for_more(2 * CLIENTS, 10)
             wait_until_in_kernel(relay, CLIENTS)
             before = received(site)
             wait_until_in_kernel(relay, CLIENTS)

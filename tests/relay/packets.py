@@ -81,6 +81,13 @@ class PacketRow:
     call: Call
     in_kernel: bool
 
+    @property
+    def client(self) -> Address:
+        """Whose flow is meant; a fleet packet names it in its SPP header, however broken that is."""
+        if self.side == "public":
+            return self.source
+        return Address.from_mapped(self.datagram[2:18], int.from_bytes(self.datagram[34:36], "big"))
+
 
 def _is_forwarded(flow: KnownFlow, to: Address | None) -> bool:
     return flow == "assured" and to is not None
@@ -435,6 +442,16 @@ FLEET_REFUSED = (
     _fleet("wrong magic", b"\x56\xed" + _DOWN[2:], V.DROP_SPP_MALFORMED),
     _fleet("no header at all", SERVER_HELLO.ljust(60), V.DROP_SPP_MALFORMED),
     _fleet("no payload", _DOWN[:38], V.DROP_SPP_MALFORMED),
+    *(_fleet(f"{name} on an assured flow", datagram, verdict, vip_index=0, flow="assured")
+      for name, datagram, verdict in (
+          ("wrong magic", b"\x56\xed" + _DOWN[2:], V.DROP_SPP_MALFORMED),
+          ("wrong magic, first byte", b"\x57\xec" + _DOWN[2:], V.DROP_SPP_MALFORMED),
+          ("header cut short", _DOWN[:37], V.DROP_SPP_MALFORMED),
+          ("no payload", _DOWN[:38], V.DROP_SPP_MALFORMED),
+          ("no VIP", spp(CLIENT_V4, _FOREIGN, RTP), V.DROP_SPP_PROXY),
+          ("another port of the VIP", _VIP_PORT_OFF, V.DROP_SPP_PROXY),
+          ("the listen address behind the NAT", spp(CLIENT_V4, LISTEN_V4, RTP), V.DROP_SPP_PROXY),
+          ("a VIP of the other family", _V4_TO_V6_VIP, V.DROP_SPP_CLIENT))),
     _fleet("proxy is no VIP", spp(CLIENT_V4, _FOREIGN, RTP), V.DROP_SPP_PROXY),
     _fleet("proxy has another port", _VIP_PORT_OFF, V.DROP_SPP_PROXY),
     _fleet("proxy is the listen address behind the NAT", spp(CLIENT_V4, LISTEN_V4, RTP), V.DROP_SPP_PROXY),
