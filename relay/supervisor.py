@@ -21,6 +21,7 @@ from host.registry import ProcessRegistry
 from host.sockets import bound_address
 from host.supervisor import AdminMethod, ProcessGroup
 from relay.config import MAX_WORKERS, RelayConfig
+from relay.core.policy import AddressRules
 from relay.core.verdict import FlowEvent
 from relay.dataplane.bpf.next_hops import NextHops
 from relay.dataplane.bpf.pins import PinDir
@@ -79,6 +80,7 @@ class RelayService:
             for index in range(config.workers):
                 self._slots.append(self._maker.make(index))
             self._policy = self._maker.policy(cluster_id, self._slots)
+            self._rules = AddressRules(self._policy)
             if self._kernel is not None:
                 self._kernel.check_listeners(self._policy, self._fleet_addresses())
         except BaseException:
@@ -277,11 +279,15 @@ class RelayService:
                 "assured_flows": sweep.assured,
             }
             self._expired += sweep.expired
-            next_hops.want(sweep.hosts)
+            self._want(next_hops, sweep.hosts)
             # One of a flow that was made while the sweep went on was not seen by it.
             next_hops.forget_all_but(hosts | sweep.hosts)
             hosts = sweep.hosts
             await asyncio.sleep(max(_SWEEP_INTERVAL_S, spent_s * _SWEEP_PAUSE_FACTOR))
+
+    def _want(self, next_hops: NextHops, hosts: Iterable[bytes]) -> None:
+        """Have XDP forward to these hosts; not wherever a worker that was broken into would like."""
+        next_hops.want([host for host in hosts if self._rules.may_be_transceiver(host)])
 
     def _fleet_addresses(self) -> list[Address]:
         return [bound_address(sock) for sock in self._slots[0].fleet]
@@ -308,7 +314,7 @@ class RelayService:
         def follow_flow(message: Message) -> None:
             if message["event"] == "transceiver":
                 if self._kernel is not None and self._kernel.next_hops is not None:
-                    self._kernel.next_hops.want({bytes.fromhex(message["host"])})
+                    self._want(self._kernel.next_hops, {bytes.fromhex(message["host"])})
                 return
             record = FlowRecord.from_json(message["flow"])
             if message["event"] == "flow_assured":

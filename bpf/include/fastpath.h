@@ -181,7 +181,7 @@ static __always_inline int forward_to_transceiver(struct xdp_md *ctx, const stru
 
 	make_key(&key, datagram->source.host, datagram->source.port, listener->group);
 	flow = flows.lookup(&key);
-	if (!flow)
+	if (!flow || datagram->payload_length > MAX_DATAGRAM_BYTES)
 		return 0;
 	passage.flow = flow;
 	if (!is_forwarded_up(datagram, end, &passage))

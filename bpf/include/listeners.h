@@ -14,14 +14,22 @@ static __always_inline int is_same_endpoint(const struct endpoint *one, const st
 	return one->port == other->port && a[3] == b[3] && a[2] == b[2] && a[1] == b[1] && a[0] == b[0];
 }
 
+/* The loops count in a register, as 6.1's verifier forgets a number that is on the stack. */
+static __always_inline struct listener *listener_at(__u32 group)
+{
+	struct listener *listener = listeners.lookup(&group);
+
+	return listener && listener->side ? listener : 0;
+}
+
 /* The listener whose packets come to that address, or 0. */
 static __always_inline struct listener *find_listener(const struct endpoint *address)
 {
 #pragma clang loop unroll(disable)
-	for (__u32 group = 0; group < MAX_GROUPS; group++) {
-		struct listener *listener = listeners.lookup(&group);
+	for (__u64 i = 0; i < MAX_GROUPS; i++) {
+		struct listener *listener = listener_at(i);
 
-		if (!listener || !listener->side)
+		if (!listener)
 			return 0;
 		if (is_same_endpoint(&listener->listen, address))
 			return listener;
@@ -33,12 +41,13 @@ static __always_inline struct listener *find_listener(const struct endpoint *add
 static __always_inline int is_ours(const struct endpoint *address)
 {
 #pragma clang loop unroll(disable)
-	for (__u32 group = 0; group < MAX_GROUPS; group++) {
-		struct listener *listener = listeners.lookup(&group);
+	for (__u64 i = 0; i < MAX_GROUPS; i++) {
+		struct listener *listener = listener_at(i);
 
-		if (!listener || !listener->side)
+		if (!listener)
 			return 0;
-		if (is_same_endpoint(&listener->listen, address) || is_same_endpoint(&listener->told, address))
+		if (is_same_endpoint(&listener->listen, address) ||
+		    is_same_endpoint(&listener->told, address))
 			return 1;
 	}
 	return 0;
@@ -48,10 +57,10 @@ static __always_inline int is_ours(const struct endpoint *address)
 static __always_inline struct listener *find_vip(const struct endpoint *address)
 {
 #pragma clang loop unroll(disable)
-	for (__u32 group = 0; group < MAX_GROUPS; group++) {
-		struct listener *listener = listeners.lookup(&group);
+	for (__u64 i = 0; i < MAX_GROUPS; i++) {
+		struct listener *listener = listener_at(i);
 
-		if (!listener || !listener->side)
+		if (!listener)
 			return 0;
 		if (listener->side == SIDE_PUBLIC && is_same_endpoint(&listener->told, address))
 			return listener;

@@ -13,6 +13,8 @@ import pytest
 from host.sockets import bound_address, sockaddr
 from relay.dataplane.bpf.pins import BPFFS, PinDir
 from relay.dataplane.bpf.programs import RelayPrograms
+from tests.bpf.assured import OPEN
+from tests.bpf.assured import Relay as AssuredRelay
 from tests.bpf.kernel_objects import make_map
 from tests.bpf.loading import PATIENT, REPORTS, load
 from tests.bpf.relay_host import BOTH, VIPS, Relay, Send, Start
@@ -53,6 +55,22 @@ def programs() -> Iterator[RelayPrograms]:
     programs = load()
     yield programs
     programs.close()
+
+
+@pytest.fixture(scope="module")
+def assured_programs() -> Iterator[RelayPrograms]:
+    """For ``assured``, which has them for a whole module."""
+    programs = load(OPEN)
+    yield programs
+    programs.close()
+
+
+@pytest.fixture
+def assured(assured_programs: RelayPrograms) -> AssuredRelay:
+    """A relay that can be told of assured flows."""
+    relay = AssuredRelay(assured_programs)
+    relay.begin()
+    return relay
 
 
 @pytest.fixture

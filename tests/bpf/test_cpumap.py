@@ -17,6 +17,7 @@ from relay.core.verdict import Verdict
 from relay.dataplane.bpf.abi import STEERING_SIZE, CoreChoice, WorkerC
 from relay.dataplane.bpf.programs import RelayPrograms
 from relay.dataplane.bpf.syscall import map_info
+from tests.bpf.checksums import full_checksum, partial_checksum
 from tests.bpf.frames import udp_frame
 from tests.bpf.kernel_objects import eventually
 from tests.bpf.loading import FLEET_SOCKETS, HASH_KEY, PATIENT, beat, load
@@ -101,27 +102,6 @@ def run(programs: RelayPrograms, frame: bytes) -> CoreChoice | None:
     assert [counted[choice] for choice in chosen] in ([], [1])
     assert action == (XDP_REDIRECT if chosen == [REDIRECTED] else XDP_PASS)
     return chosen[0] if chosen else None
-
-
-def sum_of_words(data: bytes) -> int:
-    """The ones' complement sum (RFC 1071 section 1), 0 for its two zeros."""
-    return int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF
-
-
-def pseudo_header(source: Address, destination: Address, udp_length: int) -> bytes:
-    """RFC 768, and RFC 8200 section 8.1: the sum is the same where the length has 16 or 32 bits."""
-    return source.host + destination.host + struct.pack("!HH", 17, udp_length)
-
-
-def full_checksum(source: Address, destination: Address, payload: bytes) -> int:
-    header = struct.pack("!HHH", source.port, destination.port, 8 + len(payload))
-    # Never 0, which would say that there is none.
-    return 0xFFFF - sum_of_words(pseudo_header(source, destination, 8 + len(payload)) + header + payload)
-
-
-def partial_checksum(source: Address, destination: Address, payload: bytes) -> int:
-    """What Linux leaves for the NIC to complete (CHECKSUM_PARTIAL)."""
-    return sum_of_words(pseudo_header(source, destination, 8 + len(payload)))
 
 
 def framed(

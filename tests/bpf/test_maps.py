@@ -263,6 +263,66 @@ def test_walk_ends_although_others_remove_what_it_stands_on(make: MapMaker) -> N
     assert seen >= 8
 
 
+@KEYED
+@pytest.mark.parametrize(
+    ("asked", "deleted"),
+    [
+        pytest.param([], 0, id="nothing"),
+        pytest.param([3], 1, id="one"),
+        pytest.param([100], 0, id="one that is not there"),
+        pytest.param([0, 1, 2, 3], 4, id="several"),
+        pytest.param([100, 0, 1], 2, id="the first is not there"),
+        pytest.param([0, 100, 1], 2, id="the middle one is not there"),
+        pytest.param([0, 1, 100], 2, id="the last is not there"),
+        pytest.param([100, 101, 0, 102, 103, 1, 104], 2, id="most are not there"),
+        pytest.param([100, 101, 102], 0, id="none is there"),
+        pytest.param([5, 5, 6], 2, id="one of them twice"),
+        pytest.param(list(range(10)), 10, id="all"),
+    ],
+)
+def test_many_are_removed_at_once(make: MapMaker, kind: MapKind, asked: list[int], deleted: int) -> None:
+    numbers = make(kind, ctypes.c_uint32, ctypes.c_uint32, 64)
+    for number in range(10):
+        numbers.put(number, number)
+    keys = b"".join(number.to_bytes(4, "little") for number in asked)
+    assert numbers.delete_all(keys, len(asked)) == deleted
+    assert contents(numbers) == {number: number for number in range(10) if number not in asked}
+
+
+def test_structures_are_removed_at_once(make: MapMaker) -> None:
+    endpoints = make(HASH, Endpoint, ctypes.c_uint32, 5000)
+    keys = [Endpoint.of(Address.from_host("198.51.100.7", 1 + number)) for number in range(5000)]
+    for key in keys:
+        endpoints.put(key, 1)
+    asked = [bytes(key) for at, key in enumerate(keys) if at % 2]
+    assert endpoints.delete_all(b"".join(asked), len(asked)) == 2500
+    assert {bytes(key) for key, _ in endpoints.items()} == {bytes(key) for key in keys} - set(asked)
+
+
+def test_other_errors_of_a_removal_are_told(make: MapMaker) -> None:
+    numbers = make(HASH, ctypes.c_uint32, ctypes.c_uint32, 8)
+    broken = BpfMap(os.open("/dev/null", os.O_RDONLY), numbers.layout)
+    with closing(broken), refused(errno.EINVAL):
+        broken.delete_all(bytes(8), 2)
+
+
+@KEYED
+def test_batches_are_arrays_of_the_layout(
+    make: MapMaker, kind: MapKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many keys as values, each at its place, none for what was not read."""
+    monkeypatch.setattr(maps, "_BATCH", 32)
+    workers = make(kind, Endpoint, WorkerC, 4096)
+    assert [(len(keys), len(values)) for keys, values in workers.batches()] in ([], [(0, 0)])
+    for number in range(500):
+        workers.put(Endpoint.of(Address.from_host("198.51.100.7", 1 + number)), WorkerC(pid=1 + number))
+    batches = list(workers.batches())
+    assert len(batches) > 1
+    assert [len(keys) for keys, _ in batches] == [len(values) for _, values in batches]
+    found = [(keys[at].port, values[at].pid) for keys, values in batches for at in range(len(keys))]
+    assert sorted(found) == [(1 + number, 1 + number) for number in range(500)]
+
+
 def test_closed_map_is_no_map(make: MapMaker) -> None:
     numbers = make(HASH, ctypes.c_uint32, ctypes.c_uint32, 8)
     copy = BpfMap(os.dup(numbers.fd), numbers.layout)

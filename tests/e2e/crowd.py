@@ -1,7 +1,7 @@
 """Thousands of clients and their transceiver in one thread: every packet is numbered, and counted at both ends.
 
 Each client has a socket of its own on the client host, a sealed ufrag of its own, and sends at a steady pace; the
-transceiver, a socket on the relay's host, sends each packet back.
+transceiver, a socket on the relay's host or another, sends each packet back.
 """
 
 import os
@@ -31,21 +31,29 @@ _SETTLE_S = 1.0
 class Tally:
     """What one direction saw of one client."""
 
-    received: int = 0
+    numbers: set[int] = field(default_factory=set)
     next_number: int = 0
     late: int = 0
+    doubled: int = 0
     last_at: float = 0.0
     longest_gap_s: float = 0.0
 
     def note(self, number: int, now: float) -> None:
-        self.received += 1
-        if number < self.next_number:
+        if number in self.numbers:
+            self.doubled += 1
+        elif number < self.next_number:
             self.late += 1
         else:
             self.next_number = number + 1
+        self.numbers.add(number)
         if self.last_at:
             self.longest_gap_s = max(self.longest_gap_s, now - self.last_at)
         self.last_at = now
+
+    @property
+    def received(self) -> int:
+        """Packets that came at least once."""
+        return len(self.numbers)
 
 
 @dataclass
@@ -64,18 +72,19 @@ class Crowd:
         self,
         clients_on: Host,
         client_ip: str,
-        relay_on: Host,
+        transceiver_on: Host,
         vip: str,
         keys: KeyRing,
         count: int,
         interval_s: float,
+        transceiver_ip: str = "127.0.0.1",
     ) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, count + 4096), hard))
         self._interval_s = interval_s
-        with relay_on:
+        with transceiver_on:
             self._transceiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._transceiver.bind(("127.0.0.1", 0))
+            self._transceiver.bind((transceiver_ip, 0))
         address = Address.from_host(*self._transceiver.getsockname())
         self._transceiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * 1024 * 1024)
         self._transceiver.setblocking(False)
@@ -122,8 +131,16 @@ class Crowd:
             assert time.monotonic() < deadline, f"{missing} of {len(self.clients)} clients heard nothing"
             time.sleep(0.1)
 
+    def wait_for_more(self, count: int, timeout_s: float) -> None:
+        """Until so many packets more than by now have come back to clients."""
+        least = count + sum(client.down.received for client in self.clients)
+        deadline = time.monotonic() + timeout_s
+        while (heard := sum(client.down.received for client in self.clients)) < least:
+            assert time.monotonic() < deadline, f"{heard - least + count} of {count} packets came back"
+            time.sleep(0.01)
+
     def report(self) -> dict[str, float]:
-        """Packets sent and lost each way, late ones, and the longest gaps beyond the pace; after ``stop``."""
+        """Packets sent and lost each way, late and doubled ones, and the longest gaps beyond the pace; after ``stop``."""
         sent = sum(client.sent for client in self.clients)
         up = sum(client.up.received for client in self.clients)
         down = sum(client.down.received for client in self.clients)
@@ -133,6 +150,7 @@ class Crowd:
             "lost up": sent - up,
             "lost down": up - down,
             "late": sum(client.up.late + client.down.late for client in self.clients),
+            "doubled": sum(client.up.doubled + client.down.doubled for client in self.clients),
             "gap up_ms": self._longest_gap_ms([client.up for client in self.clients]),
             "gap down_ms": self._longest_gap_ms([client.down for client in self.clients]),
         }

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import subprocess
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
-from pyroute2 import IPRoute, NetNS, netns
+from pyroute2 import Ethtool, IPRoute, NetNS, netns
 
 _IFA_F_NODAD = 0x02  # linux/if_addr.h
 
@@ -36,6 +38,23 @@ class Host:
         # an IPv6 address that duplicate detection still probes cannot be bound
         flags = _IFA_F_NODAD if ":" in address else 0
         self.ip.addr("add", index=index, address=address, prefixlen=prefix_length, flags=flags)
+
+    def set_offload(self, interface: str, feature: str, enabled: bool) -> None:
+        """As ``ethtool -K``, with the kernel's name of the feature; not in a thread that runs an event loop."""
+        with self, Ethtool() as ethtool:
+            features = ethtool.get_features(interface)
+            features.features[feature].enable = enabled
+            ethtool.set_features(interface, features)
+
+    def set_sysctl(self, name: str, value: str) -> None:
+        """``name`` as below /proc/sys/net."""
+        with self:
+            Path(f"/proc/sys/net/{name}").write_text(value)
+
+    def run_ip(self, arguments: str) -> str:
+        """``ip`` there, also from a thread that runs an event loop, as Playwright's does."""
+        command = ["ip", "-n", self.name, *arguments.split()]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def close(self) -> None:
         """Remove the namespace with its interfaces."""

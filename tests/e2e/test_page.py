@@ -7,36 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import Page
 
+from tests.e2e.chromium import chromium
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, free_port, print_report, running, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-
-_CHROMIUM = "/usr/bin/chromium"
-_FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
-    "--autoplay-policy=no-user-gesture-required",
-]
-
-
-@contextlib.contextmanager
-def chromium(profile: Path, *flags: str) -> Iterator[BrowserContext]:
-    """A Chromium with a fake microphone that beeps, and a new profile."""
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=_CHROMIUM,
-            args=[*_FLAGS, *flags],
-            viewport={"width": 1280, "height": 860},
-        )
-        try:
-            yield context
-        finally:
-            context.close()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pyroute2 import Ethtool
 
 from cli.call import EchoCall
 from tests.e2e.conftest import Network
@@ -45,11 +44,7 @@ def cores() -> Cores:
 @pytest.fixture
 def completed_checksums(own_network: Network | None) -> None:
     """The client's host completes checksums itself, as what comes over a wire has them."""
-    # pyroute2 runs an event loop of its own: not in a test that is one
-    with need_network(own_network).here, Ethtool() as ethtool:
-        features = ethtool.get_features("eth0")
-        features.features["tx-checksum-ip-generic"].enable = False
-        ethtool.set_features("eth0", features)
+    need_network(own_network).here.set_offload("eth0", "tx-checksum-ip-generic", False)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,6 @@ from tests.relay.network import (
 )
 from tests.relay.packets import ROWS, PacketRow
 from wire.address import Address
-from wire.spp import decode_header_untrusted
 
 HOME, AWAY = CALL.transceiver, OTHER_CALL.transceiver
 
@@ -35,11 +34,11 @@ HOME, AWAY = CALL.transceiver, OTHER_CALL.transceiver
 def make_known_flow(relay: Relay, row: PacketRow) -> None:
     if row.known_flow == "none":
         return
-    client = row.source if row.side == "public" else decode_header_untrusted(row.datagram).client
-    relay.connect(CALL, client, row.vip_index)
+    client = row.client
+    relay.connect(row.call, client, row.vip_index)
     if row.known_flow == "provisional":
         relay.core.flows.remove(relay.key_of(client, row.vip_index))
-        relay.client_sends(check(CALL), client, row.vip_index)
+        relay.client_sends(check(row.call), client, row.vip_index)
     assert relay.flow_of(client, row.vip_index).assured is (row.known_flow == "assured")
 
 

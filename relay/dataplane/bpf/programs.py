@@ -142,7 +142,8 @@ class RelayPrograms:
         """Whether a worker has beaten its heart within the time that the program gives it."""
         beat, settings = self.maps["heartbeat"].get(0), self.settings()
         assert beat is not None  # an array always has its element
-        return bool(time.monotonic_ns() - beat.beat_ns < settings.heartbeat_timeout_ns)
+        # Never is no time: a machine may be up for less than the timeout.
+        return bool(beat.beat_ns and time.monotonic_ns() - beat.beat_ns < settings.heartbeat_timeout_ns)
 
     def set_mtu(self, mtu: int) -> None:
         """Say what the smallest MTU of the interfaces with the program is; 0: none is known."""
