@@ -18,38 +18,13 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from relay.dataplane.bpf.kernel_headers import make_kernel_tree
+from relay.dataplane.bpf.syscall import PROG_TEST_RUN, TestRunAttr, bpf
 
 # What NAPI takes in at once; the kernel's own default for live frames.
 BATCH = 64
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
-_BPF_PROG_TEST_RUN = 10
 _BPF_F_TEST_XDP_LIVE_FRAMES = 2
 _MAX_RUNS = 2**32 - 1
 _ALARM_SLACK_S = 0.05  # the call's own set-up, before the program's clock starts
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _LiveFramesAttr(ctypes.Structure):
-    """``union bpf_attr``'s part for BPF_PROG_TEST_RUN, whole."""
-
-    _fields_ = (
-        ("prog_fd", ctypes.c_uint32),
-        ("retval", ctypes.c_uint32),
-        ("data_size_in", ctypes.c_uint32),
-        ("data_size_out", ctypes.c_uint32),
-        ("data_in", ctypes.c_uint64),
-        ("data_out", ctypes.c_uint64),
-        ("repeat", ctypes.c_uint32),
-        ("duration", ctypes.c_uint32),
-        ("ctx_size_in", ctypes.c_uint32),
-        ("ctx_size_out", ctypes.c_uint32),
-        ("ctx_in", ctypes.c_uint64),
-        ("ctx_out", ctypes.c_uint64),
-        ("flags", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("batch_size", ctypes.c_uint32),
-    )
 
 
 def compile_program(path: Path, flags: Sequence[str]) -> Any:
@@ -73,7 +48,7 @@ def run_live(program_fd: int, frame: bytes, seconds: float, batch: int = BATCH) 
     Without the alarm it ends after 2**32 - 1 runs (more than 100 s). Raises OSError.
     """
     data = ctypes.create_string_buffer(frame, len(frame))
-    attr = _LiveFramesAttr(
+    attr = TestRunAttr(
         prog_fd=program_fd,
         data_size_in=len(frame),
         data_in=ctypes.addressof(data),
@@ -87,21 +62,10 @@ def run_live(program_fd: int, frame: bytes, seconds: float, batch: int = BATCH) 
     try:
         # EINTR: what the alarm is for.
         with contextlib.suppress(InterruptedError):
-            call_bpf(_BPF_PROG_TEST_RUN, attr)
+            bpf(PROG_TEST_RUN, attr)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-
-
-def call_bpf(command: int, attr: ctypes.Structure) -> int:
-    """bpf(2): its result, a descriptor for some commands. Raises OSError."""
-    result: int = _libc.syscall(
-        _SYS_BPF[os.uname().machine], command, ctypes.byref(attr), ctypes.sizeof(attr)
-    )
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"bpf(2) command {command}: {os.strerror(number)}")
-    return result
 
 
 def transmitted(ip: IPRoute, index: int) -> int:

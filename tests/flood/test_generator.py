@@ -1,7 +1,6 @@
 """The generator against what its interface's peer counts. The peer is a veth with GRO on, and no XDP program."""
 
 import contextlib
-import ctypes
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from pyroute2 import Ethtool
 
-from bench.live_frames import call_bpf
+from relay.dataplane.bpf.syscall import open_program
 from tests.e2e.namespaces import Host, connect, hosts
 from tests.flood.generator import JUNK, Flood
 from wire.address import Address
@@ -28,14 +27,7 @@ DESTINATION = Address.parse("203.0.113.10:3478")
 REPOSITORY = Path(__file__).parents[2]
 ETH_P_IP = 0x0800
 SO_MEMINFO = 55  # asm-generic/socket.h
-BPF_PROG_GET_FD_BY_ID = 13  # linux/bpf.h
 SK_MEMINFO_DROPS = 8  # linux/sock_diag.h
-
-
-class ProgramById(ctypes.Structure):
-    """``union bpf_attr``'s part for BPF_PROG_GET_FD_BY_ID."""
-
-    _fields_ = (("prog_id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("open_flags", ctypes.c_uint32))
 
 
 @dataclass(frozen=True)
@@ -210,7 +202,7 @@ def loaded_program(process: subprocess.Popen[str]) -> int:
 def is_loaded(program: int) -> bool:
     """Whether the kernel still has it."""
     try:
-        os.close(call_bpf(BPF_PROG_GET_FD_BY_ID, ProgramById(program)))
+        os.close(open_program(program))
     except FileNotFoundError:
         return False
     return True

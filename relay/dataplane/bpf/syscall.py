@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = range(5)
 _OBJ_PIN, _OBJ_GET = 6, 7
-_PROG_TEST_RUN = 10
+PROG_TEST_RUN = 10
 _PROG_GET_FD_BY_ID = 13
 _OBJ_GET_INFO_BY_FD = 15
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH, _MAP_DELETE_BATCH = 24, 26, 27
@@ -69,7 +69,9 @@ class _StatsAttr(ctypes.Structure):
     _fields_ = (("type", ctypes.c_uint32),)
 
 
-class _TestRunAttr(ctypes.Structure):
+class TestRunAttr(ctypes.Structure):
+    """``union bpf_attr``'s part for BPF_PROG_TEST_RUN."""
+
     _fields_ = (
         ("prog_fd", ctypes.c_uint32),
         ("retval", ctypes.c_uint32),
@@ -79,6 +81,13 @@ class _TestRunAttr(ctypes.Structure):
         ("data_out", ctypes.c_uint64),
         ("repeat", ctypes.c_uint32),
         ("duration", ctypes.c_uint32),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_uint64),
+        ("ctx_out", ctypes.c_uint64),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
     )
 
 
@@ -154,7 +163,7 @@ class MapInfo(NamedTuple):
 
 def create_map(name: str, kind: int, key_size: int, value_size: int, max_entries: int) -> int:
     """The descriptor of a new map. Raises OSError."""
-    return _bpf(_MAP_CREATE, _MapCreateAttr(kind, key_size, value_size, max_entries, 0, 0, 0, name.encode()))
+    return bpf(_MAP_CREATE, _MapCreateAttr(kind, key_size, value_size, max_entries, 0, 0, 0, name.encode()))
 
 
 class MapElements:
@@ -175,7 +184,7 @@ class MapElements:
 
     def update(self) -> None:
         """Write ``value`` under ``key``."""
-        _bpf(_MAP_UPDATE, self._attr)
+        bpf(_MAP_UPDATE, self._attr)
 
     def delete(self) -> bool:
         """Remove ``key``; False if there is none."""
@@ -214,7 +223,7 @@ def lookup_batch(
 def update_batch(map_fd: int, keys: Any, values: Any, count: int) -> None:
     """Write that many elements. Raises OSError."""
     attr = _BatchAttr(0, 0, ctypes.addressof(keys), ctypes.addressof(values), count, map_fd, 0, 0)
-    _bpf(_MAP_UPDATE_BATCH, attr)
+    bpf(_MAP_UPDATE_BATCH, attr)
 
 
 def delete_batch(map_fd: int, keys: Any, count: int) -> int:
@@ -228,40 +237,45 @@ def delete_batch(map_fd: int, keys: Any, count: int) -> int:
 def pin(fd: int, path: str) -> None:
     """Give a map or program a name in bpffs. Raises OSError."""
     name = ctypes.create_string_buffer(os.fsencode(path))
-    _bpf(_OBJ_PIN, _ObjectAttr(ctypes.addressof(name), fd, 0))
+    bpf(_OBJ_PIN, _ObjectAttr(ctypes.addressof(name), fd, 0))
 
 
 def open_pin(path: str) -> int:
     """The descriptor of what is pinned there. Raises OSError."""
     name = ctypes.create_string_buffer(os.fsencode(path))
-    return _bpf(_OBJ_GET, _ObjectAttr(ctypes.addressof(name), 0, 0))
+    return bpf(_OBJ_GET, _ObjectAttr(ctypes.addressof(name), 0, 0))
 
 
 def open_program(program_id: int) -> int:
     """The descriptor of a loaded program. Raises OSError."""
-    return _bpf(_PROG_GET_FD_BY_ID, _IdAttr(program_id, 0, 0))
+    return bpf(_PROG_GET_FD_BY_ID, _IdAttr(program_id, 0, 0))
 
 
 def enable_stats() -> int:
     """A descriptor; while it is open, the kernel counts runs and time of every program. Raises OSError."""
-    return _bpf(_ENABLE_STATS, _StatsAttr(0))
+    return bpf(_ENABLE_STATS, _StatsAttr(0))
 
 
 def test_run(program_fd: int, frame: bytes) -> tuple[int, bytes]:
     """Run an XDP program on a frame: (its return value, the frame as it left it). Raises OSError."""
     data_in = ctypes.create_string_buffer(frame, len(frame))
     data_out = ctypes.create_string_buffer(len(frame) + 256)
-    attr = _TestRunAttr(
-        program_fd, 0, len(frame), len(data_out), ctypes.addressof(data_in), ctypes.addressof(data_out), 1, 0
+    attr = TestRunAttr(
+        prog_fd=program_fd,
+        data_size_in=len(frame),
+        data_size_out=len(data_out),
+        data_in=ctypes.addressof(data_in),
+        data_out=ctypes.addressof(data_out),
+        repeat=1,
     )
-    _bpf(_PROG_TEST_RUN, attr)
+    bpf(PROG_TEST_RUN, attr)
     return attr.retval, data_out.raw[: attr.data_size_out]
 
 
 def program_info(program_fd: int) -> ProgramInfo:
     """Raises OSError."""
     info = _ProgInfo()
-    _bpf(_OBJ_GET_INFO_BY_FD, _InfoAttr(program_fd, ctypes.sizeof(info), ctypes.addressof(info)))
+    bpf(_OBJ_GET_INFO_BY_FD, _InfoAttr(program_fd, ctypes.sizeof(info), ctypes.addressof(info)))
     return ProgramInfo(
         id=info.id,
         name=info.name.decode(errors="replace"),
@@ -277,19 +291,20 @@ def program_info(program_fd: int) -> ProgramInfo:
 def map_info(map_fd: int) -> MapInfo:
     """Raises OSError."""
     info = _MapInfo()
-    _bpf(_OBJ_GET_INFO_BY_FD, _InfoAttr(map_fd, ctypes.sizeof(info), ctypes.addressof(info)))
+    bpf(_OBJ_GET_INFO_BY_FD, _InfoAttr(map_fd, ctypes.sizeof(info), ctypes.addressof(info)))
     return MapInfo(info.id, info.type, info.key_size, info.value_size, info.max_entries)
 
 
 def _found(command: int, attr: ctypes.Structure) -> bool:
     try:
-        _bpf(command, attr)
+        bpf(command, attr)
     except FileNotFoundError:
         return False
     return True
 
 
-def _bpf(command: int, attr: ctypes.Structure) -> int:
+def bpf(command: int, attr: ctypes.Structure) -> int:
+    """The call itself: its result, a descriptor for some commands. Raises OSError."""
     result: int = _libc.syscall(_SYS_BPF, command, ctypes.byref(attr), ctypes.sizeof(attr))
     if result < 0:
         number = ctypes.get_errno()
