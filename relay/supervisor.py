@@ -105,9 +105,11 @@ class RelayService:
         next_hops = self._kernel.begin(self._policy, self._fleet_addresses(), slots)
         self._kernel.use_cores(slot.core for slot in self._slots)
         self._chores = [
-            asyncio.create_task(self._sweep(self._kernel, next_hops)),
-            asyncio.create_task(next_hops.run()),
+            asyncio.create_task(self._sweep(self._kernel, next_hops), name="the sweep of flows"),
+            asyncio.create_task(next_hops.run(), name="following the ways to transceivers"),
         ]
+        for chore in self._chores:
+            chore.add_done_callback(_tell_failure)
         await asyncio.sleep(_SETTLE_S)
         for entry in await asyncio.to_thread(self._registry.end_left_behind, _MODULE):
             logger.info("took over from %s, pid %d", entry.name, entry.pid)
@@ -160,7 +162,13 @@ class RelayService:
         }
 
     async def drain(self, processes: ProcessGroup, timeout_s: float) -> None:
-        """Nothing to wait for: workers empty their sockets when they are stopped."""
+        """Nothing to wait for: workers empty their sockets when they are stopped. Neighbours are the kernel's alone again."""
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        self._chores.clear()
+        if self._kernel is not None and self._kernel.next_hops is not None:
+            await self._kernel.next_hops.release()
 
     def methods(self, processes: ProcessGroup) -> dict[str, AdminMethod]:
         """``flows`` and ``scale``."""
@@ -343,6 +351,11 @@ class RelayService:
             on_event=follow_flow,
             on_exit=lead_away,
         )
+
+
+def _tell_failure(chore: asyncio.Task[None]) -> None:
+    if not chore.cancelled() and chore.exception() is not None:
+        logger.error("%s ended: %s; `relayctl restart` begins it anew", chore.get_name(), chore.exception())
 
 
 def _batches(records: list[FlowRecord]) -> Iterable[list[dict[str, str]]]:
