@@ -155,6 +155,10 @@ class Crowd:
             "gap down_ms": self._longest_gap_ms([client.down for client in self.clients]),
         }
 
+    def numbers_lost_up(self) -> list[int]:
+        """Whether it was at the start, or in the midst; after ``stop``."""
+        return sorted(n for client in self.clients for n in set(range(client.sent)) - client.up.numbers)
+
     def _longest_gap_ms(self, tallies: list[Tally]) -> float:
         return round((max(tally.longest_gap_s for tally in tallies) - self._interval_s) * 1000, 1)
 

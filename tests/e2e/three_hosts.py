@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,6 +191,11 @@ def worker_packets(relay: Instance) -> int:
     return sum(worker["packets"] for worker in relay.status()["relay"]["workers"])
 
 
+def dropped(relay: Instance) -> dict[str, int]:
+    """What XDP or a worker refused to forward, and why."""
+    return {name: count for name, count in relay.verdicts().items() if name.startswith("drop_") and count}
+
+
 def kill_all(relay: Instance) -> None:
     """As a crash of supervisor and workers at once; returns when all have ended."""
     processes = [psutil.Process(pid) for pid in relay.pids()]
@@ -271,9 +277,24 @@ def switch_off_and_on(relay: Instance, least: int) -> dict[str, int]:
     return {"by workers": by_workers["by_workers"], "by XDP": by_xdp["up"] + by_xdp["down"]}
 
 
+def introduce(sender: Host, receiver: Host, receiver_ip: str) -> None:
+    """Neighbours know each other: a host keeps few packets for one that it still asks for."""
+    with receiver:
+        listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sender:
+        sending = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with listening, sending:
+        listening.bind((receiver_ip, 0))
+        listening.settimeout(10)
+        sending.sendto(b"", listening.getsockname())
+        listening.recv(1)
+
+
 @contextlib.contextmanager
 def crowd_of(site: Site, plan: Plan, directory: Path, count: int, interval_s: float) -> Iterator[Crowd]:
     """Clients that send numbered packets through the relay that was started in that directory; IPv4."""
+    introduce(site.client, site.relay, plan.vip.rpartition(":")[0])
+    introduce(site.relay, site.transceiver, plan.transceiver_ip)
     keys = load_keys(directory / "keys.json")
     ends = (site.client, plan.client_ip, site.transceiver, plan.vip, keys)
     crowd = Crowd(*ends, count, interval_s, transceiver_ip=plan.transceiver_ip)
