@@ -123,6 +123,9 @@ class NextHops:
         self._managed: set[NeighbourKey] = set()
         self._asked_for: NeighbourKey | None = None
         self._links: dict[int, tuple[object, ...]] = {}
+        # Since everything was looked up, and those that it is looked up for now.
+        self._changed_links: set[int] = set()
+        self._links_anew: set[int] = set()
         self._changes = _Changes()
         self._woken = asyncio.Event()
         self._mtu: int | None = None
@@ -217,6 +220,7 @@ class NextHops:
                 self._links[index] = properties
                 if not properties:
                     del self._links[index]
+                self._changed_links.add(index)
                 self._changes.everything = True
             case EverythingEvent(were_lost):
                 if were_lost:
@@ -238,6 +242,7 @@ class NextHops:
     async def _look_up(self, queries: RouteQueries, changes: _Changes) -> None:
         pass_ = _Pass(queries, self._interfaces, self._is_ours, self._look_at)
         if changes.everything:
+            self._links_anew, self._changed_links = self._changed_links, set()
             await self._tell_mtu(pass_)
         for host in changes.touched(self._wanted):
             state = self._wanted.get(host)
@@ -248,6 +253,7 @@ class NextHops:
             if self._wanted.get(host) is state:
                 state.neighbour = neighbour
                 self._install(host, state, way, why)
+        self._links_anew = set()
         await self._let_go(queries)
 
     async def _tell_mtu(self, pass_: "_Pass") -> None:
@@ -262,6 +268,10 @@ class NextHops:
         self._neighbours.setdefault(key, ABSENT)
         try:
             neighbour = await queries.neighbour(key)
+            if neighbour.is_unanswered and key.ifindex in self._links_anew:
+                # What was asked while the link was away is asked again at once, not a second later.
+                await queries.forget(key)
+                neighbour = ABSENT
             if neighbour.needs_care:
                 was_managed = neighbour.is_managed
                 await queries.manage(key)

@@ -93,6 +93,14 @@ class RouteQueries:
         except NetlinkError as error:
             raise NoWay(_words(f"neighbour {key} cannot be resolved", error)) from None
 
+    async def forget(self, key: NeighbourKey) -> None:
+        """Have the kernel drop a neighbour's entry. Raises NoWay."""
+        try:
+            await _answer(self._ip.neigh("del", ifindex=key.ifindex, **_address(key)))
+        except NetlinkError as error:
+            if error.code != errno.ENOENT:
+                raise NoWay(_words(f"neighbour {key} cannot be asked for again", error)) from None
+
     async def release(self, key: NeighbourKey) -> None:
         """The kernel may forget it again."""
         with contextlib.suppress(NetlinkError, NoWay):

@@ -27,7 +27,7 @@ _ARPHRD_ETHER, _MAC_BYTES = 1, 6
 _TAG_PROTOCOLS = (0x8100, 0x88A8)
 # linux/neighbour.h
 _NUD_INCOMPLETE, _NUD_REACHABLE, _NUD_STALE, _NUD_DELAY, _NUD_PROBE, _NUD_PERMANENT = 1, 2, 4, 8, 16, 128
-_NUD_NOARP = 64
+_NUD_FAILED, _NUD_NOARP = 32, 64
 _NUD_USABLE = _NUD_REACHABLE | _NUD_STALE | _NUD_DELAY | _NUD_PROBE | _NUD_PERMANENT
 NTF_USE, _NTF_EXT_LEARNED = 1, 0x10
 NTF_EXT_MANAGED = 1
@@ -73,6 +73,11 @@ class Neighbour(NamedTuple):
     def usable_mac(self) -> bytes | None:
         """Where the kernel would send to now."""
         return self.mac if self.state & _NUD_USABLE and len(self.mac) == _MAC_BYTES else None
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the kernel has asked for it in vain so far, and waits (ARP's and ND's 1 s) before it asks again."""
+        return bool(self.state & (_NUD_INCOMPLETE | _NUD_FAILED))
 
     @property
     def needs_care(self) -> bool:
