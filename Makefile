@@ -56,7 +56,6 @@ $(VENV)/.bench: $(VENV)/.complete
 			apt-get install -y -qq --no-install-recommends $$p >/dev/null || echo "bench: no $$p; its row will say so" >&2; \
 		done; \
 	fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@touch $@
 
 test: check pytest

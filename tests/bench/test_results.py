@@ -135,7 +135,6 @@ def test_generated_part_of_a_document_is_replaced() -> None:
 
 
 def test_plots_are_drawn_and_are_the_same_again(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     drawn = draw(RESULTS, tmp_path / "a")
     assert [path.name for path in drawn] == ["bench-peers.svg", "bench-flows.svg", "bench-latency.svg"]
     for one, other in zip(drawn, draw(RESULTS, tmp_path / "b"), strict=True):

@@ -207,7 +207,7 @@ def test_vip_behind_a_nat_is_listed_as_clients_know_it(start: Start) -> None:
     relay.begin()
     programs = relay.path.programs
     (key, listener), *_ = [
-        (key, value) for key, value in programs.maps["listeners"].items() if key.address() == VIPS[0]
+        (key, value) for key, value in programs.maps["listeners"].items() if value.listen.address() == VIPS[0]
     ]
     told = Address.parse("192.0.2.99:443")
     listener.told.host, listener.told.port = (ctypes.c_uint8 * 16)(*told.mapped), told.port
