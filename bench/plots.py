@@ -1,4 +1,4 @@
-"""Results as SVG, with matplotlib (the extra ``bench``)."""
+"""Results as SVG, with matplotlib (of the dev dependencies)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def draw(results: Results, directory: Path) -> list[Path]:
     try:
         import matplotlib as mpl
     except ImportError:
-        raise BenchError("plots need matplotlib (pip install -e '.[bench]')") from None
+        raise BenchError("plots need matplotlib (pip install -e '.[dev]')") from None
     mpl.use("svg")
     # Text as text, and the same file for the same numbers.
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "relayctl", "font.size": 10}
