@@ -27,6 +27,14 @@ def ask(state_dir: StateDir, method: str, *, timeout_s: float = _TIMEOUT_S, **pa
                     f"the supervisor of {state_dir.path} is dead, but {left_behind} go on; `relayctl start` takes over, "
                     "`relayctl stop` ends them; `maps`, `workers` and `drops` show them"
                 ) from None
+            # Imported late: a command that is answered has no use for it.
+            from cli.left_behind import find_data_path
+
+            if pins := find_data_path(state_dir):
+                raise NotRunningError(
+                    f"every process of {state_dir.path} is dead, but XDP goes on with established calls (pins in {pins}); "
+                    "`relayctl start` takes over, `relayctl stop` ends them; `maps` and `drops` show them"
+                ) from None
             raise NotRunningError(
                 f"nothing runs in {state_dir.path}; `relayctl start` starts it, --state-dir names another place"
             ) from None

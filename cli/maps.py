@@ -152,7 +152,9 @@ def _print(name: str, rows: list[Row], total: int, as_json: bool) -> None:
 
 
 def _identity(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(field) for field in ("client", "listen", "slot", "counter", "verdict", "choice"))
+    return tuple(
+        row.get(field) for field in ("client", "listen", "slot", "counter", "verdict", "choice", "direction")
+    )
 
 
 def _by_identity(rows: list[Row]) -> dict[tuple[Any, ...], Row]:

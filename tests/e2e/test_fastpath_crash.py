@@ -48,6 +48,9 @@ def test_call_outlives_supervisor_and_workers(own_network: Network | None, tmp_p
         kill_all(first)
         flow, judged, heard = the_flow(first), verdicts(first), call.counts()
 
+        told = first.run("status")
+        assert (told.returncode, "XDP goes on with established calls" in told.stderr) == (3, True)
+
         # Nobody but XDP
         packets = ALONE_S * AUDIO_PER_S
         alone = call.wait_for_more(

@@ -30,7 +30,7 @@ from relay.dataplane.bpf.abi import (
     Settings,
     SourcePrefix,
 )
-from relay.dataplane.bpf.programs import RelayPrograms
+from relay.dataplane.bpf.programs import RelayPrograms, network_namespace
 from relay.dataplane.counters import label_cells
 from wire.address import Address
 
@@ -46,6 +46,7 @@ class MapReader:
         self._maps = programs.maps
         self._settings: Settings = programs.settings()
         self._listeners = programs.listeners()
+        self._is_here = self._settings.network_namespace in (0, network_namespace())
         self._decoders: dict[str, Callable[[Any, Any], Iterator[Row]]] = {
             "settings": self._settings_rows,
             "listeners": _listener,
@@ -56,7 +57,7 @@ class MapReader:
             "heartbeat": lambda key, value: iter([{"beat_age_s": _age(value.beat_ns)}]),
             "workers": _worker,
             "counters": _counters,
-            "next_hops": _next_hop,
+            "next_hops": self._next_hop,
             "flows": self._flow,
             "provisional": self._flow,
             "buckets": self._bucket,
@@ -182,9 +183,40 @@ class MapReader:
             "bytes_up": value.bytes_up,
             "packets_down": value.packets_down,
             "bytes_down": value.bytes_down,
-            "client_path": _client_path(value.client_path),
+            "client_path": self._client_path(value.client_path),
             "ufrag_tag": value.ufrag_tag.decode("ascii", errors="replace"),
         }
+
+    def _next_hop(self, key: Host, value: Any) -> Iterator[Row]:
+        host = Address.from_mapped(bytes(key.address), 0)
+        yield {"transceiver_host": str(host.ip), **self._link_path(value.path), "mtu": value.mtu}
+
+    def _link_path(self, path: LinkPath) -> Row:
+        tags = [
+            f"{proto:04x}:{tci & 0xFFF}"
+            for proto, tci in zip(path.tag_proto, path.tag_tci, strict=True)
+            if proto
+        ]
+        return {
+            "interface": self._interface_name(path.ifindex),
+            "from_mac": bytes(path.from_mac).hex(":"),
+            "to_mac": bytes(path.to_mac).hex(":"),
+            "vlans": " ".join(tags),
+        }
+
+    def _client_path(self, path: LinkPath) -> str:
+        """Where XDP sends what is for the client; empty until it has forwarded a packet of that client's."""
+        if not path.ifindex:
+            return ""
+        row = self._link_path(path)
+        return " ".join([row["interface"], row["to_mac"], *row["vlans"].split()])
+
+    def _interface_name(self, index: int) -> str:
+        """Its number where it is gone, or of another network namespace."""
+        try:
+            return socket.if_indextoname(index) if self._is_here else str(index)
+        except OSError:
+            return str(index)
 
     def _bucket(self, key: SourcePrefix, value: Any) -> Iterator[Row]:
         address = Address.from_mapped(bytes(key.host), 0)
@@ -329,38 +361,6 @@ def _verdict(key: Any, value: Any) -> Iterator[Row]:
 def _forwarded_bytes(key: Any, value: Any) -> Iterator[Row]:
     direction = Direction(key.value).name.removeprefix("DIRECTION_").lower()
     yield {"direction": direction, "bytes": sum(value), "by_cpu": list(value)}
-
-
-def _next_hop(key: Host, value: Any) -> Iterator[Row]:
-    host = Address.from_mapped(bytes(key.address), 0)
-    yield {"transceiver_host": str(host.ip), **_link_path(value.path), "mtu": value.mtu}
-
-
-def _link_path(path: LinkPath) -> Row:
-    tags = [
-        f"{proto:04x}:{tci & 0xFFF}" for proto, tci in zip(path.tag_proto, path.tag_tci, strict=True) if proto
-    ]
-    return {
-        "interface": _interface_name(path.ifindex),
-        "from_mac": bytes(path.from_mac).hex(":"),
-        "to_mac": bytes(path.to_mac).hex(":"),
-        "vlans": " ".join(tags),
-    }
-
-
-def _client_path(path: LinkPath) -> str:
-    """Where XDP sends what is for the client; empty until it has forwarded a packet of that client's."""
-    if not path.ifindex:
-        return ""
-    row = _link_path(path)
-    return " ".join([row["interface"], row["to_mac"], *row["vlans"].split()])
-
-
-def _interface_name(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # gone, or of another network namespace
-        return str(index)
 
 
 def _core_choice(key: Any, value: Any) -> Iterator[Row]:
