@@ -19,7 +19,6 @@ FLOWS_A_CLIENT = 16
 FIRST_CLIENT = int.from_bytes(bytes((198, 18, 1, 0)), "big")
 FIRST_PORT = 20_000
 CLIENT_NETWORK = "198.18.0.0/15"
-MAX_FLOWS = 1 << 20
 
 # Beginning of RTP, then: total length - 20 2 (where STUN has its own length) | 0 4 | magic 4 | flow 4 | time sent 8
 _MARKER = struct.Struct("!BBHI4s")
@@ -159,13 +158,6 @@ def transaction_id(flow: int) -> bytes:
 def sum_words(data: bytes) -> int:
     """16-bit words in the order of the machine, as ones' complement allows (RFC 1071 section 2)."""
     return int(sum(struct.unpack(f"={(len(data) + 1) // 2}H", data + bytes(len(data) % 2))))
-
-
-def is_checksum_right(frame: bytes) -> bool:
-    """Both checksums of a frame."""
-    ip, udp = frame[ETHERNET_BYTES : PAYLOAD_AT - UDP_BYTES], frame[PAYLOAD_AT - UDP_BYTES :]
-    pseudo = ip[12:20] + struct.pack("!HH", 17, len(udp))
-    return checksum(ip) == 0 and checksum(pseudo + udp) == 0
 
 
 def _headers(source: Address, destination: Address, payload_bytes: int) -> tuple[bytes, bytes, bytes]:

@@ -10,14 +10,6 @@ _LINEAR = 1 << SUB_BUCKETS_LOG2
 _A_DOUBLING = _LINEAR // 2
 
 
-def bucket_of(ns: int) -> int:
-    """The bucket of a time."""
-    shift = (ns >> SUB_BUCKETS_LOG2).bit_length()
-    if not shift:
-        return ns
-    return min(_LINEAR + (shift - 1) * _A_DOUBLING + (ns >> shift) - _A_DOUBLING, BUCKETS - 1)
-
-
 def middle_of(bucket: int) -> float:
     """The time in the middle of a bucket, in nanoseconds."""
     if bucket < _LINEAR:

@@ -6,17 +6,19 @@ import pytest
 
 from bench.frames import (
     CHANNEL,
+    ETHERNET_BYTES,
     MAGIC,
     PAYLOAD_AT,
+    UDP_BYTES,
     Framing,
     Leg,
     flow_client,
-    is_checksum_right,
     make_template,
     transaction_id,
     udp_frame,
 )
 from bench.generator import Job, Program
+from bench.live_frames import checksum
 from bench.topology import RELAY_FLEET, TRANSCEIVER, VIP
 from relay.dataplane.bpf.syscall import test_run as run_once
 from wire.spp import decode_header_untrusted
@@ -37,6 +39,13 @@ LEGS = [
         Leg(source=TRANSCEIVER, destination=RELAY_FLEET, ports=PORTS), id="transceiver to a port a flow"
     ),
 ]
+
+
+def is_checksum_right(frame: bytes) -> bool:
+    """Both checksums of a frame."""
+    ip, udp = frame[ETHERNET_BYTES : PAYLOAD_AT - UDP_BYTES], frame[PAYLOAD_AT - UDP_BYTES :]
+    pseudo = ip[12:20] + struct.pack("!HH", 17, len(udp))
+    return checksum(ip) == 0 and checksum(pseudo + udp) == 0
 
 
 @pytest.mark.parametrize("leg", LEGS)

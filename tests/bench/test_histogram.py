@@ -2,7 +2,18 @@
 
 import pytest
 
-from bench.histogram import BUCKETS, bucket_of, middle_of, percentile
+from bench.histogram import BUCKETS, SUB_BUCKETS_LOG2, middle_of, percentile
+
+LINEAR = 1 << SUB_BUCKETS_LOG2
+A_DOUBLING = LINEAR // 2
+
+
+def bucket_of(ns: int) -> int:
+    """The bucket of a time, as c/sink.c has it."""
+    shift = (ns >> SUB_BUCKETS_LOG2).bit_length()
+    if not shift:
+        return ns
+    return min(LINEAR + (shift - 1) * A_DOUBLING + (ns >> shift) - A_DOUBLING, BUCKETS - 1)
 
 
 @pytest.mark.parametrize(
