@@ -38,6 +38,9 @@ class Verdict(IntEnum):
     DROP_FRAGMENT = 24
     DROP_RATE_LIMITED = 25
     DROP_NO_WORKER = 26
+    DROP_OVERLOAD = 27
+    DROP_SEND_FULL = 28
+    DROP_SEND_OVERSIZE = 29
 
     @property
     def label(self) -> str:
@@ -74,10 +77,13 @@ MEANINGS: Final = {
     Verdict.DROP_SPP_MALFORMED: "fleet packet without an SPP header, or with no payload behind it",
     Verdict.DROP_SPP_PROXY: "fleet packet for a VIP that this relay does not serve",
     Verdict.DROP_SPP_CLIENT: "fleet packet to an address that no client can have: this relay is no reflector",
-    Verdict.DROP_SEND_FAILED: "the kernel refused the packet: no route, a full buffer, or larger than the path",
+    Verdict.DROP_SEND_FAILED: "the kernel refused the packet: no route, or no fleet socket of the transceiver's family",
     Verdict.DROP_FRAGMENT: "first fragment of a datagram (XDP only): no WebRTC packet is fragmented",
-    Verdict.DROP_RATE_LIMITED: "packet of no known flow, from a source that sent too many of them (XDP only): a flood",
+    Verdict.DROP_RATE_LIMITED: "packet of no known flow, from a source or with a ufrag that sent too many of them: a flood",
     Verdict.DROP_NO_WORKER: "no worker has beaten its heart for a second (XDP only): it would answer with ICMP errors",
+    Verdict.DROP_OVERLOAD: "packet of no known flow, left out as a worker was behind: a flood, or too few workers",
+    Verdict.DROP_SEND_FULL: "no room in the queue of the socket or the interface (EAGAIN, ENOBUFS): the link is full",
+    Verdict.DROP_SEND_OVERSIZE: "larger than the path to its destination takes (EMSGSIZE)",
 }
 
 
@@ -92,6 +98,7 @@ class FlowEvent(IntEnum):
     FLOW_MOVED = 5
     FLOW_REFUSED = 6
     FLOW_ADOPTED = 7
+    TRANSCEIVER_UNREACHABLE = 8
 
     @property
     def label(self) -> str:
@@ -108,4 +115,5 @@ EVENT_MEANINGS: Final = {
     FlowEvent.FLOW_MOVED: "assured flows given up to another ufrag, as their session had said goodbye or was silent on both sides",
     FlowEvent.FLOW_REFUSED: "flows that stayed provisional because the assured table is full: raise max_assured_flows",
     FlowEvent.FLOW_ADOPTED: "assured flows taken over from a worker that ended",
+    FlowEvent.TRANSCEIVER_UNREACHABLE: "ICMP errors for packets to transceivers: one has ended, or its host is not reached",
 }
