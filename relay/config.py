@@ -50,6 +50,8 @@ class RelayConfig:
     fastpath: whether XDP forwards assured flows; else workers do. `relayctl bpf fastpath` changes it while the relay runs.
     cpumap: whether XDP leads packets to their worker's core. Off, as it relieves the
         core that the NIC interrupts at the cost of the worker's.
+    gather_us: how long a worker under load lets packets gather, at most; it adds to their way. 0 takes each as it comes.
+    busy_poll_us: how long a worker asks for the next packet without sleeping.
     """
 
     vips: tuple[Vip, ...]
@@ -68,6 +70,8 @@ class RelayConfig:
     ipv6_source_bits: int
     fastpath: bool = True
     cpumap: bool = False
+    gather_us: int = 500
+    busy_poll_us: int = 0
 
     @classmethod
     def from_table(cls, table: ConfigTable, vips: tuple[Vip, ...]) -> Self:
@@ -96,6 +100,8 @@ class RelayConfig:
             ipv6_source_bits=table.take_int("ipv6_source_bits", policy.ipv6_source_bits, low=16, high=128),
             fastpath=table.take("fastpath", bool, True),
             cpumap=table.take("cpumap", bool, False),
+            gather_us=table.take_int("gather_us", 500, low=0, high=10_000),
+            busy_poll_us=table.take_int("busy_poll_us", 0, low=0, high=10_000),
         )
         table.finish()
         config._check(table)

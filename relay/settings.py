@@ -14,6 +14,7 @@ class WorkerSettings:
     """Policy, keys and the inherited file descriptors.
 
     slot: the worker's place. public_fds: in the order of the policy's VIPs. counters_page: of the file or map of counters.
+    gather_us, busy_poll_us: see relay.config.
     kernel_maps: maps of the kernel's data path by name, empty without it.
     """
 
@@ -25,6 +26,8 @@ class WorkerSettings:
     counters_fd: int
     counters_page: int
     kernel_maps: dict[str, int]
+    gather_us: int
+    busy_poll_us: int
 
     def to_message(self) -> dict[str, Any]:
         """The JSON form; it holds secrets and goes over a private socket only."""
@@ -37,6 +40,8 @@ class WorkerSettings:
             "counters_fd": self.counters_fd,
             "counters_page": self.counters_page,
             "kernel_maps": self.kernel_maps,
+            "gather_us": self.gather_us,
+            "busy_poll_us": self.busy_poll_us,
         }
 
     @classmethod
@@ -51,6 +56,8 @@ class WorkerSettings:
             counters_fd=message["counters_fd"],
             counters_page=message["counters_page"],
             kernel_maps=message["kernel_maps"],
+            gather_us=message["gather_us"],
+            busy_poll_us=message["busy_poll_us"],
         )
 
 

@@ -311,6 +311,8 @@ class RelayService:
                 counters_fd=slot.counters_fd,
                 counters_page=slot.counters_page,
                 kernel_maps=slot.kernel_maps,
+                gather_us=self._config.gather_us,
+                busy_poll_us=self._config.busy_poll_us,
             ).to_message()
 
         async def hand_on_flows(channel: Channel) -> None:

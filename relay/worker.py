@@ -20,13 +20,14 @@ from fleet.flow_cache import FlowRecord
 from host.line_socket import LineSocket
 from host.log import configure_logging
 from host.privileges import drop_privileges
-from relay.core.flow_table import Flow, FlowKey
+from relay.core.flow import Flow, FlowKey
 from relay.core.forwarding import FlowNotice, RelayCore
 from relay.core.verdict import FlowEvent
 from relay.dataplane.bpf.abi import MAX_NEXT_HOPS
 from relay.dataplane.bpf.flow_store import KernelFlowStore
 from relay.dataplane.bpf.heart import Heart
 from relay.dataplane.counters import WorkerCounters
+from relay.dataplane.pace import Pace
 from relay.dataplane.userspace import UserspaceDataPath
 from relay.settings import WorkerSettings
 from wire.admin import Message
@@ -62,7 +63,7 @@ class Worker:
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         for sock in self._path.sockets:
-            self._selector.register(sock, selectors.EVENT_READ, sock)
+            self._selector.register(sock, selectors.EVENT_READ)
         # A signal that arrives while the loop sleeps must wake it.
         self._wakeup, wakeup_writer = socket.socketpair()
         wakeup_writer.setblocking(False)
@@ -70,6 +71,7 @@ class Worker:
         signal.set_wakeup_fd(wakeup_writer.fileno())
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._draining = False
+        self._pace = Pace(settings.gather_us, settings.busy_poll_us)
         # Transceivers' hosts that the supervisor has been told of.
         self._told_hosts: set[bytes] = set()
 
@@ -88,19 +90,18 @@ class Worker:
             self._control.send({"event": "ready"})
         next_tick = time.monotonic() + _TICK_S
         while not self._draining:
-            ready = self._selector.select(max(0.0, next_tick - time.monotonic()))
+            ready = {key.fileobj for key, _ in self._selector.select(self._pace.timeout_s(next_tick))}
             now = time.monotonic()
-            for key, _ in ready:
-                if key.data is not None:
-                    self._path.receive(key.data, now)
-                elif key.fileobj is self._control and not self._receive_control(now):
-                    if self._store is None:
-                        return
-                    self._go_on_alone()
+            packets = sum(self._path.receive(sock, now) for sock in self._path.sockets if sock in ready)
+            if self._control in ready and not self._receive_control(now):
+                if self._store is None:
+                    return
+                self._go_on_alone()
             self._follow_notices()
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._tick(now)
+            self._pace.rest(packets)
         self._empty_sockets()
 
     def _drain(self, signal_number: int, frame: object) -> None:
@@ -124,7 +125,7 @@ class Worker:
     def _tick(self, now: float) -> None:
         self._core.handle_timer(now, _unix_s())
         self._counters.add_events(self._core.events)
-        self._counters.set_flows(len(self._core.flows), self._core.flows.assured_count)
+        self._counters.set_flows(len(self._core.flows), len(self._core.flows.assured))
         # A map that refuses (frozen by whoever broke into another worker) must not end calls.
         with contextlib.suppress(OSError):
             if self._heart is not None:
@@ -141,6 +142,8 @@ class Worker:
                 continue
             if not self._store.note(notice):
                 self._core.events[FlowEvent.FLOW_REFUSED] += 1
+            if not notice.ended:
+                self._core.flows.save(notice.flow)
             self._tell_host(notice.flow.transceiver.host)
 
     def _tell_host(self, host: bytes) -> None:

@@ -16,74 +16,17 @@ Rules:
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from heapq import heappop, heappush
-from itertools import count
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+import numpy as np
+
+from relay.core.assured_flows import AssuredFlows
+from relay.core.flow import Flow, FlowKey
 from relay.core.policy import RelayPolicy
+from relay.core.transceivers import Transceivers
 from wire.address import Address
 
 _Name = TypeVar("_Name")
-
-
-class FlowKey(NamedTuple):
-    """What a flow is looked up by: the client and the VIP that it sends to."""
-
-    client: Address
-    vip: Address
-
-
-@dataclass(slots=True, eq=False)
-class Flow:
-    """One entry. Times are monotonic seconds; ``up`` is client → transceiver.
-
-    ``released``: the transceiver said goodbye. ``stored``: the store that workers share has it, with ``stored_counts``.
-    """
-
-    key: FlowKey
-    transceiver: Address
-    ufrag_tag: str
-    ufrag_seen_at: float
-    created_at: float
-    last_seen: float
-    assured: bool = False
-    media_up: bool = False
-    media_down: bool = False
-    refused: bool = False
-    released: bool = False
-    stored: bool = False
-    down_seen_at: float = float("-inf")
-    packets_up: int = 0
-    bytes_up: int = 0
-    packets_down: int = 0
-    bytes_down: int = 0
-    stored_counts: tuple[int, int, int, int] = (0, 0, 0, 0)
-
-    @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """Packets and bytes up, then down."""
-        return self.packets_up, self.bytes_up, self.packets_down, self.bytes_down
-
-    def is_same_session(self, other: "Flow") -> bool:
-        """Whether both are of one session, in the same state."""
-        ours, theirs = (self.transceiver, self.ufrag_tag), (other.transceiver, other.ufrag_tag)
-        return ours == theirs and self.assured == other.assured
-
-    def catch_up(self, shared: "Flow") -> None:
-        """Add what is not stored yet to what others, XDP among them, have seen and stored of the session."""
-        if shared.down_seen_at > self.down_seen_at:
-            self.released = shared.released
-        self.media_up |= shared.media_up
-        self.media_down |= shared.media_down
-        self.last_seen = max(self.last_seen, shared.last_seen)
-        self.ufrag_seen_at = max(self.ufrag_seen_at, shared.ufrag_seen_at)
-        self.down_seen_at = max(self.down_seen_at, shared.down_seen_at)
-        self.packets_up, self.bytes_up, self.packets_down, self.bytes_down = (
-            there + here - before
-            for there, here, before in zip(shared.counts, self.counts, self.stored_counts, strict=True)
-        )
-        self.stored_counts = shared.counts
 
 
 _Flows = OrderedDict[FlowKey, Flow]
@@ -154,32 +97,31 @@ def _discard(groups: dict[_Name, _Flows], name: _Name, key: FlowKey) -> None:
 
 
 class FlowTable:
-    """All flows of one worker. Lookups are O(1); expiry is amortised and never scans."""
+    """All flows of one worker. Lookups are O(1); expiry is amortised and never looks at all flows.
+
+    A provisional flow is one object until it ends. What is returned of an assured flow is a copy: ``touch`` and ``save``
+    write it back.
+    """
 
     def __init__(self, policy: RelayPolicy) -> None:
         self._policy = policy
-        self._assured: dict[FlowKey, Flow] = {}
-        # One entry for each assured flow that is or was; the number only breaks ties.
-        self._deadlines: list[tuple[float, int, Flow]] = []
-        self._numbers = count()
+        self.transceivers = Transceivers()
+        self.assured = AssuredFlows(
+            policy.max_assured_flows, self.transceivers, [vip.address for vip in policy.vips]
+        )
         self._provisional = _ProvisionalFlows(policy)
 
     def __len__(self) -> int:
-        return len(self._assured) + len(self._provisional.flows)
+        return len(self.assured) + len(self._provisional.flows)
 
     def __iter__(self) -> Iterator[Flow]:
         """Assured flows first."""
-        yield from self._assured.values()
+        yield from self.assured
         yield from self._provisional.flows.values()
-
-    @property
-    def assured_count(self) -> int:
-        """Flows that carried media both ways."""
-        return len(self._assured)
 
     def get(self, key: FlowKey) -> Flow | None:
         """The flow of that client on that VIP."""
-        return self._assured.get(key) or self._provisional.flows.get(key)
+        return self._provisional.flows.get(key) or self.assured.get(key)
 
     def create(self, key: FlowKey, transceiver: Address, ufrag_tag: str, now: float) -> list[Flow]:
         """Put a provisional flow in place of whatever the key had. Returns the flows evicted for it."""
@@ -203,42 +145,41 @@ class FlowTable:
         return now - flow.last_seen > life_s
 
     def touch(self, flow: Flow, now: float) -> None:
-        """Note a packet of the flow."""
+        """Note a packet of the flow, and whatever else has changed of it."""
         flow.last_seen = now
-        if not flow.assured:
+        if flow.assured:
+            self.assured.update(flow)
+        else:
             self._provisional.pop(flow.key)
             self._provisional.put(flow)
 
+    def save(self, flow: Flow) -> None:
+        """Note what has changed of a flow without a packet."""
+        if flow.assured:
+            self.assured.update(flow)
+
+    def changed(self, since: float) -> list[FlowKey]:
+        """Of flows seen since then whose counts are not stored as they are."""
+        provisional = self._provisional.flows.values()
+        changed = [f.key for f in provisional if f.last_seen >= since and f.counts != f.stored_counts]
+        return [*self.assured.changed(since), *changed]
+
     def assure(self, flow: Flow) -> bool:
         """Make a provisional flow assured; False if the table is full."""
-        if len(self._assured) >= self._policy.max_assured_flows:
+        if not self.assured.insert(flow):
             return False
-        if not flow.assured:
-            self._provisional.pop(flow.key)
-            flow.assured = True
-        self._assured[flow.key] = flow
-        self._watch(flow, flow.last_seen + self._policy.assured_s)
+        self._provisional.pop(flow.key)
+        flow.assured = True
         return True
-
-    def _watch(self, flow: Flow, deadline: float) -> None:
-        heappush(self._deadlines, (deadline, next(self._numbers), flow))
 
     def remove(self, key: FlowKey) -> None:
         """Forget a flow, if there is one."""
-        if self._assured.pop(key, None) is None:
-            self._provisional.pop(key)
+        if self._provisional.pop(key) is None:
+            self.assured.remove(key)
 
     def expire(self, now: float) -> list[Flow]:
-        """Remove and return the flows that fell silent."""
-        silent = self._provisional.expire(now)
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, flow = heappop(self._deadlines)
-            if self._assured.get(flow.key) is not flow:
-                continue
-            deadline = flow.last_seen + self._policy.assured_s
-            if deadline > now:
-                self._watch(flow, deadline)
-            else:
-                del self._assured[flow.key]
-                silent.append(flow)
+        """Remove and return flows that fell silent; of a large table, a part at each call."""
+        silent = [*self._provisional.expire(now), *self.assured.expire(now - self._policy.assured_s)]
+        if self.transceivers.is_due_for_clearing:
+            self.transceivers.forget_all_but(np.unique(self.assured.used_transceivers()).tolist())
         return silent

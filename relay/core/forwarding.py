@@ -8,23 +8,27 @@ from collections import deque
 from typing import NamedTuple, Protocol
 
 from relay.core.admission import Admission, RefusedError
-from relay.core.flow_table import Flow, FlowKey, FlowTable
+from relay.core.flow import Flow, FlowKey
+from relay.core.flow_table import FlowTable
 from relay.core.policy import AddressRules, RelayPolicy
+from relay.core.rates import TokenBuckets
 from relay.core.verdict import FlowEvent, Verdict
 from wire.address import Address
 from wire.demux import PacketClass, classify
 from wire.errors import WireError, WireFault
 from wire.keys import KeyRing
-from wire.spp import HEADER_BYTES, decode_header_untrusted, encode_header
+from wire.spp import HEADER_BYTES, decode_header_untrusted
 from wire.stun import StunMessage, parse_stun_untrusted
 from wire.ufrag import ufrag_tag
 
 # Above the largest UDP payload of a 1500-byte path by a margin; what is larger is no WebRTC packet.
 MAX_DATAGRAM_BYTES = 2048
 
-_DTLS_ALERT = 21
+DTLS_ALERT = 21
+# Sources, and ufrags, whose rates are remembered; about 0.3 KB each.
+_RATED_NAMES = 65_536
 # A call sends every 20 ms; a client that others had meanwhile was silent here for longer.
-_FRESH_S = 1.0
+FRESH_S = 1.0
 
 _STUN_VERDICTS = {
     WireFault.STUN_MALFORMED: Verdict.DROP_STUN_MALFORMED,
@@ -34,13 +38,12 @@ _STUN_VERDICTS = {
 
 
 class Outcome(NamedTuple):
-    """A packet's verdict and, if it is forwarded, what to send where.
+    """A packet's verdict and, if it is forwarded, where to: with an SPP header to a transceiver, without it to a client.
 
     ``vip_index`` tells the public socket to send from (index into ``RelayPolicy.vips``); it is -1 towards the fleet.
     """
 
     verdict: Verdict
-    datagram: bytes = b""
     destination: Address | None = None
     vip_index: int = -1
 
@@ -63,7 +66,7 @@ class FlowStore(Protocol):
 class RelayCore:
     """One worker's decisions. ``now`` is monotonic seconds; unix time comes with ``handle_timer``.
 
-    A flow that the worker does not have, or that was silent for _FRESH_S, is looked up in the ``store``, if there is one:
+    A flow that the worker does not have, or that was silent for FRESH_S, is looked up in the ``store``, if there is one:
     another worker may have made, moved or ended it meanwhile. XDP notes there what it forwards, so whether a session is
     silent is always asked there: else indications, which reach a worker, would make an old copy look fresh.
     """
@@ -73,13 +76,21 @@ class RelayCore:
     ) -> None:
         self.flows = FlowTable(policy)
         self.events = [0] * len(FlowEvent)
+        self.vips = [vip.address for vip in policy.vips]
         self._policy = policy
         self._rules = AddressRules(policy)
         self._admission = Admission(keys, policy, self._rules)
-        self._vip_index = {vip.address: index for index, vip in enumerate(policy.vips)}
+        self._source_rates = TokenBuckets(policy.unknown_per_s, policy.unknown_burst, _RATED_NAMES)
+        self._ufrag_rates = TokenBuckets(policy.ufrag_per_s, policy.ufrag_burst, _RATED_NAMES)
+        self._vip_index = {vip: index for index, vip in enumerate(self.vips)}
         self._unix_s = unix_s
         self._notices: deque[FlowNotice] = deque()
         self._store = store
+
+    @property
+    def shares_flows(self) -> bool:
+        """Whether other workers may make, move or end flows that are known here."""
+        return self._store is not None
 
     def receive_from_client(self, datagram: bytes, client: Address, vip_index: int, now: float) -> Outcome:
         """Decide on a packet that came to the VIP of that index."""
@@ -123,7 +134,7 @@ class RelayCore:
             return Outcome(Verdict.DROP_SPP_CLIENT)
         if flow is not None and flow.transceiver == source:
             self._note_down(flow, payload, now)
-        return Outcome(Verdict.FORWARD_CLIENT, payload, client, vip_index)
+        return Outcome(Verdict.FORWARD_CLIENT, client, vip_index)
 
     def handle_timer(self, now: float, unix_s: float) -> None:
         """Expire flows; call about once a second."""
@@ -132,7 +143,9 @@ class RelayCore:
 
     def adopt(self, key: FlowKey, transceiver: Address, tag: str, now: float) -> bool:
         """Go on with an assured flow of a worker that ended. False if it is not ours to carry, or there is no room."""
-        if key.vip not in self._vip_index or not self._rules.may_be_transceiver(transceiver.host):
+        if key.vip not in self._vip_index or not self._rules.may_be_client(key.client):
+            return False
+        if not self._rules.may_be_transceiver(transceiver.host):
             return False
         if self.flows.get(key) is not None:
             return False
@@ -142,8 +155,15 @@ class RelayCore:
         return True
 
     def next_notice(self) -> FlowNotice | None:
-        """The next change of a flow, oldest first, or None."""
-        return self._notices.popleft() if self._notices else None
+        """The next change of a flow, oldest first, or None. A flow that lives is told as it is now."""
+        if not self._notices:
+            return None
+        notice = self._notices.popleft()
+        if not notice.ended:
+            current = self.flows.get(notice.flow.key)
+            if current is not None and current.is_same_session(notice.flow):
+                return FlowNotice(current, ended=False)
+        return notice
 
     def _receive_stun(self, datagram: bytes, key: FlowKey, now: float) -> Outcome:
         flow = self._find(key, now, anew=True)
@@ -170,15 +190,29 @@ class RelayCore:
         self, datagram: bytes, message: StunMessage, known: Flow | None, key: FlowKey, now: float
     ) -> Outcome:
         server_ufrag, _ = message.ufrags_untrusted
+        tag = ufrag_tag(server_ufrag)
+        is_new = known is None or known.ufrag_tag != tag
+        if is_new and not self._may_ask(key, known, tag, now):
+            return Outcome(Verdict.DROP_RATE_LIMITED)
         try:
             hint = self._admission.admit(datagram, message, server_ufrag, self._unix_s)
         except RefusedError as refused:
             return Outcome(refused.verdict)
-        flow = self._flow_for_request(known, key, hint.transceiver, ufrag_tag(server_ufrag), now)
+        if is_new:
+            # Not before: who has seen a ufrag, but not its password, shall not use its tokens up.
+            self._ufrag_rates.take(tag, now)
+        flow = self._flow_for_request(known, key, hint.transceiver, tag, now)
         if flow is None:
-            header = encode_header(key.client, key.vip)
-            return Outcome(Verdict.FORWARD_STUN, header + datagram, hint.transceiver)
+            return Outcome(Verdict.FORWARD_STUN, hint.transceiver)
         return self._forward_up(Verdict.FORWARD_STUN, datagram, flow, now)
+
+    def _may_ask(self, key: FlowKey, known: Flow | None, tag: str, now: float) -> bool:
+        """Whether source and ufrag have asked for few enough flows to ask for another. With XDP, it limits sources."""
+        if known is None and self._store is None:
+            source = self._policy.source_prefix(key.client.host)
+            if not self._source_rates.take(source, now):
+                return False
+        return self._ufrag_rates.has(tag, now)
 
     def _flow_for_request(
         self, flow: Flow | None, key: FlowKey, transceiver: Address, tag: str, now: float
@@ -211,17 +245,17 @@ class RelayCore:
     def _find(self, key: FlowKey, now: float, *, anew: bool = False) -> Flow | None:
         """The flow of a key, here or in the store. ``anew``: with what XDP has seen of it just now."""
         own = self.flows.get(key)
-        if self._store is None or (own is not None and now - own.last_seen < _FRESH_S and not anew):
+        if self._store is None or (own is not None and now - own.last_seen < FRESH_S and not anew):
             return own
         shared = self._store.read(key)
         if own is not None:
             if shared is not None and own.is_same_session(shared):
                 own.catch_up(shared)
+                self.flows.save(own)
                 return own
             if not own.stored and (shared is None or shared.last_seen <= own.last_seen):
                 return own
             self.flows.remove(key)
-            own.stored = False
         # What stands there was written by another worker: believed as far as a hint would be.
         if shared is None or not self._rules.may_be_transceiver(shared.transceiver.host):
             return None
@@ -240,7 +274,6 @@ class RelayCore:
         for flow in flows:
             shared = self._store.read(flow.key) if self._store else None
             if shared is not None and (shared.last_seen > flow.last_seen or not flow.is_same_session(shared)):
-                flow.stored = False
                 continue
             self.events[event] += 1
             self._notices.append(FlowNotice(flow, ended=True))
@@ -255,20 +288,21 @@ class RelayCore:
         return outcome
 
     def _forward_up(self, verdict: Verdict, datagram: bytes, flow: Flow, now: float) -> Outcome:
-        self.flows.touch(flow, now)
         flow.packets_up += 1
         flow.bytes_up += len(datagram)
-        return Outcome(verdict, encode_header(*flow.key) + datagram, flow.transceiver)
+        self.flows.touch(flow, now)
+        return Outcome(verdict, flow.transceiver)
 
     def _note_down(self, flow: Flow, payload: bytes, now: float) -> None:
-        self.flows.touch(flow, now)
         flow.down_seen_at = now
         # https://www.rfc-editor.org/rfc/rfc5246#section-7.2.1: an alert in an established call is its goodbye
-        flow.released = payload[0] == _DTLS_ALERT
+        flow.released = payload[0] == DTLS_ALERT
         flow.packets_down += 1
         flow.bytes_down += len(payload)
-        if classify(payload) is not PacketClass.STUN:
-            flow.media_down = True
+        is_media = classify(payload) is not PacketClass.STUN
+        flow.media_down |= is_media
+        self.flows.touch(flow, now)
+        if is_media:
             self._assure_if_due(flow)
 
     def _assure_if_due(self, flow: Flow) -> None:

@@ -56,7 +56,9 @@ class RelayPolicy:
     contest_s: how long the old session of an assured flow, its ufrag and its transceiver, must be silent before another
         may take the flow: the longest interval of consent checks (RFC 7675 section 5.1).
     max_*: bounds of the tables, so that a flood costs others nothing.
-    unknown_per_s / unknown_burst: packets of no known flow that XDP hands up from one source: a few calls being set up.
+    unknown_per_s / unknown_burst: packets of no known flow from one source, requests where there is no XDP: a few calls
+        being set up.
+    ufrag_per_s / ufrag_burst: requests of one ufrag from addresses that it has no flow of: some candidates, retransmitted.
     heartbeat_timeout_s: the kernel gives a worker without a heartbeat for this long no packets.
     ipv4_source_bits / ipv6_source_bits: what one source is, for bounds and rates: an IPv4 address, an IPv6 /64.
     """
@@ -76,6 +78,8 @@ class RelayPolicy:
     max_addresses_per_ufrag: int = 8
     unknown_per_s: int = 200
     unknown_burst: int = 400
+    ufrag_per_s: int = 20
+    ufrag_burst: int = 40
     heartbeat_timeout_s: float = 1.0
     ipv4_source_bits: int = 32
     ipv6_source_bits: int = 64

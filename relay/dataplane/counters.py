@@ -7,6 +7,9 @@ import mmap
 import os
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from relay.core.verdict import FlowEvent, Verdict
 
 _GAUGES = ("bytes_up", "bytes_down", "flows", "assured_flows")
@@ -39,13 +42,14 @@ class WorkerCounters:
     def __init__(self, fd: int, page: int = 0) -> None:
         self._memory = mmap.mmap(fd, _SIZE_BYTES, offset=page * _SIZE_BYTES)
         self._cells = memoryview(self._memory).cast("Q")
+        self._verdicts: npt.NDArray[np.uint64] = np.frombuffer(
+            self._memory, np.uint64, len(Verdict)
+        )
 
-    def count(self, verdict: Verdict, length: int = 0) -> None:
-        """One packet, and its payload bytes if it was forwarded."""
-        cells = self._cells
-        cells[verdict] += 1
-        if length:
-            cells[_GAUGES_AT + (verdict is Verdict.FORWARD_CLIENT)] += length
+    def count_batch(self, verdicts: npt.NDArray[np.intp], forwarded_bytes: int, *, is_up: bool) -> None:
+        """Packets by Verdict, and the payload bytes of those that were forwarded."""
+        self._verdicts += verdicts.astype(np.uint64)
+        self._cells[_GAUGES_AT + (not is_up)] += forwarded_bytes
 
     def add_events(self, events: list[int]) -> None:
         """Add counts by FlowEvent and set them back to zero."""
@@ -72,5 +76,6 @@ class WorkerCounters:
 
     def close(self) -> None:
         """Unmap the memory."""
+        self._verdicts = np.zeros(0, np.uint64)
         self._cells.release()
         self._memory.close()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.flow_table import Flow, FlowKey
+from relay.core.flow import Flow, FlowKey
 from relay.core.policy import Vip
 from relay.dataplane.bpf import flow_store
 from relay.dataplane.bpf.abi import UFRAG_TAG_BYTES, FlowC, FlowFlag, FlowKeyC, LinkPath

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.core.flow_table import Flow, FlowKey
+from relay.core.flow import Flow, FlowKey
 from relay.core.steering import hash_address, maglev_table
 from relay.dataplane.bpf.abi import STEERING_SIZE, FlowC, FlowFlag, FlowKeyC, LinkPath
 from relay.dataplane.bpf.describe import MapReader

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.flow_table import Flow, FlowKey
+from relay.core.flow import Flow, FlowKey
 from relay.core.forwarding import FlowNotice
 from relay.dataplane.bpf import flow_store
 from relay.dataplane.bpf.abi import MAPS, FlowFlag, FlowKeyC

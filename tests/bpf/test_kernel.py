@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.core.flow_table import Flow, FlowKey
+from relay.core.flow import Flow, FlowKey
 from relay.core.steering import hash_address, maglev_table
 from relay.dataplane.bpf import links
 from relay.dataplane.bpf.abi import MAX_SLOTS, STEERING_SIZE

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from host.errors import OperatorError
-from relay.core.flow_table import Flow, FlowKey
+from relay.core.flow import Flow, FlowKey
 from relay.dataplane.bpf import pins as pins_module
 from relay.dataplane.bpf import syscall
 from relay.dataplane.bpf.abi import ABI_VERSION, MAPS, Heartbeat, WorkerC

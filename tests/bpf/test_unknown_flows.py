@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.core.flow_table import Flow, FlowKey
+from relay.core.flow import Flow, FlowKey
 from relay.core.policy import RelayPolicy
 from relay.core.verdict import Verdict
 from relay.dataplane.bpf.flow_store import KernelFlowStore

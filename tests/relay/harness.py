@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from relay.core.flow_table import Flow, FlowKey
+from relay.core.flow import Flow, FlowKey
 from relay.core.forwarding import FlowNotice, FlowStore, Outcome, RelayCore
 from relay.core.verdict import FlowEvent
 from tests.relay.network import (
@@ -42,7 +42,6 @@ class MemoryStore:
 
     def note(self, notice: FlowNotice) -> None:
         if notice.ended:
-            notice.flow.stored = False
             self.flows.pop(notice.flow.key, None)
         else:
             self.write(notice.flow)

@@ -52,7 +52,7 @@ def test_packet(row: PacketRow) -> None:
     else:
         outcome = relay.core.receive_from_fleet(row.datagram, row.source, relay.now)
     assert outcome.verdict is row.verdict
-    assert (outcome.datagram or None, outcome.destination) == (row.forwarded, row.destination)
+    assert outcome.destination == row.destination
     leaves_from_vip = row.side == "fleet" and row.forwarded is not None
     assert outcome.vip_index == (row.vip_index if leaves_from_vip else -1)
     if row.verdict is not Verdict.FORWARD_STUN:
@@ -128,24 +128,26 @@ def test_flow_is_assured_by_more_than_stun_both_ways(packets: list[Packet], assu
     for packet in packets:
         packet(relay)
     assert relay.flow_of().assured is assured
-    assert relay.core.flows.assured_count == relay.count(FlowEvent.FLOW_ASSURED) == assured
+    assert len(relay.core.flows.assured) == relay.count(FlowEvent.FLOW_ASSURED) == assured
     assert relay.told() == [(CLIENT_V4, CALL.tag, False)] * (1 + assured)  # as it was made, as it was assured
 
 
 def test_downlink_from_another_transceiver_is_delivered_but_is_not_the_flow() -> None:
     relay = Relay()
-    flow = relay.connect()
+    relay.connect()
     relay.now += 5
     outcome = relay.transceiver_sends(RTP, AWAY)
-    assert outcome == (Verdict.FORWARD_CLIENT, RTP, CLIENT_V4, 0)
+    assert outcome == (Verdict.FORWARD_CLIENT, CLIENT_V4, 0)
+    flow = relay.flow_of()
     assert (flow.packets_down, flow.last_seen) == (1, 1000.0)
 
 
 def test_flow_counts_payload_both_ways() -> None:
     relay = Relay()
-    flow = relay.connect()
+    relay.connect()
     relay.client_sends(RTP)
     relay.transceiver_sends(answer(CALL), HOME)
+    flow = relay.flow_of()
     assert (flow.packets_up, flow.bytes_up) == (3, len(check(CALL)) + len(CLIENT_HELLO) + len(RTP))
     assert (flow.packets_down, flow.bytes_down) == (2, len(SERVER_HELLO) + len(answer(CALL)))
 
@@ -188,15 +190,10 @@ def test_stranger_with_a_call_of_his_own_does_not_pull_away_media() -> None:
         if second % 5 == 0:
             relay.client_sends(check(CALL))
         theirs = relay.client_sends(check(OTHER_CALL))
-        assert theirs == (
-            Verdict.FORWARD_STUN,
-            spp(CLIENT_V4, VIP_V4, check(OTHER_CALL)),
-            AWAY,
-            -1,
-        )
+        assert theirs == (Verdict.FORWARD_STUN, AWAY, -1)
         assert relay.count(FlowEvent.FLOW_CONTESTED) == second
         assert relay.client_sends(RTP).destination == HOME
-    assert relay.flow_of() is flow
+    assert relay.flow_of().created_at == flow.created_at
     assert relay.count(FlowEvent.FLOW_MOVED) == 0
     assert relay.notices() == []
 
@@ -236,7 +233,7 @@ def test_reused_address_moves_when_the_old_session_is_over(
     assert relay.client_sends(CLIENT_HELLO).destination == (AWAY if moved else HOME)
     assert relay.count(FlowEvent.FLOW_MOVED) == moved
     assert relay.count(FlowEvent.FLOW_CONTESTED) == (not moved)
-    told = [(notice.flow is old, notice.ended) for notice in relay.notices()]
+    told = [(notice.flow.is_same_session(old), notice.ended) for notice in relay.notices()]
     assert told == ([(True, True), (False, False)] if moved else [])
     assert relay.flow_of().assured is not moved
 
@@ -289,9 +286,9 @@ def test_ice_restart_keeps_the_flow(silent_s: float, holder: Call) -> None:
     relay.notices()
     relay.let_pass(silent_s)
     assert relay.client_sends(check(RESTARTED_CALL)).destination == HOME
-    assert relay.flow_of() is flow
-    assert flow.assured
-    assert flow.ufrag_tag == holder.tag
+    assert relay.flow_of().created_at == flow.created_at
+    assert relay.flow_of().assured
+    assert relay.flow_of().ufrag_tag == holder.tag
     assert relay.count(FlowEvent.FLOW_CONTESTED) == relay.count(FlowEvent.FLOW_MOVED) == 0
     # whoever mirrors flows must adopt them under the ufrag that will be checked
     told = [notice.flow.ufrag_tag for notice in relay.notices()]

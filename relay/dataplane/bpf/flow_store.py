@@ -10,9 +10,10 @@ these few microseconds is forwarded and not counted.
 import contextlib
 import ctypes
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from relay.core.flow_table import Flow, FlowKey
+from relay.core.flow import Flow, FlowKey
+from relay.core.flow_table import FlowTable
 from relay.core.forwarding import FlowNotice
 from relay.core.policy import Vip
 from relay.dataplane.bpf.abi import UFRAG_TAG_BYTES, FlowC, FlowFlag, FlowKeyC
@@ -42,7 +43,7 @@ class KernelFlowStore:
         self._provisional = MapElements(provisional_fd, self._key, self._value)
         self._key_buffer = (ctypes.c_char * _KEY.size).from_buffer(self._key)
         self._value_buffer = (ctypes.c_char * _FLOW.size).from_buffer(self._value)
-        self._to_refresh: list[Flow] = []
+        self._to_refresh: list[FlowKey] = []
         self._refreshed_at_once = _REFRESHED_AT_ONCE
         self._round_began = _LONG_AGO_S
 
@@ -87,26 +88,27 @@ class KernelFlowStore:
         """Follow a change that the core tells of; False if the flow could not be stored."""
         if not notice.ended:
             return self.write(notice.flow)
-        notice.flow.stored = False
         self._name(notice.flow.key)
         with contextlib.suppress(OSError):
             self._assured.delete()
             self._provisional.delete()
         return True
 
-    def refresh(self, flows: Iterable[Flow], now: float) -> None:
+    def refresh(self, flows: FlowTable, now: float) -> None:
         """Store some of those flows anew that carried packets since their last turn; call at each tick."""
         if not self._to_refresh:
             began, self._round_began = self._round_began, now
-            self._to_refresh = [f for f in flows if f.last_seen >= began and f.counts != f.stored_counts]
+            self._to_refresh = flows.changed(began)
             self._refreshed_at_once = max(_REFRESHED_AT_ONCE, len(self._to_refresh) // _MAX_TICKS_A_ROUND)
         due = self._to_refresh[: self._refreshed_at_once]
         self._to_refresh = self._to_refresh[self._refreshed_at_once :]
-        for flow in due:
-            shared = self.read(flow.key) if flow.stored else None  # not if it ended meanwhile
+        for key in due:
+            flow = flows.get(key)
+            shared = self.read(key) if flow is not None and flow.stored else None
             # What is there of another session is another worker's.
-            if shared is not None and shared.is_same_session(flow):
+            if flow is not None and shared is not None and shared.is_same_session(flow):
                 self._write(flow, shared)
+                flows.save(flow)
 
     def _name(self, key: FlowKey) -> None:
         _KEY.pack_into(self._key_buffer, 0, *_endpoint(key.client), self._group[key.vip])
