@@ -32,7 +32,6 @@ from relay.dataplane.batches import (
     train_starts,
 )
 from relay.dataplane.counters import WorkerCounters
-from wire.address import Address
 from wire.spp import HEADER_BYTES, MAGIC
 
 Verdicts = npt.NDArray[np.uint8]
@@ -200,8 +199,7 @@ class _FromClients(_Entrance):
                 if not most_unknown:
                     continue
                 most_unknown -= 1
-            name = names[index]
-            client = Address.from_mapped(name[:16], int.from_bytes(name[32:34], "big"))
+            client = self._receiver.sources.get(index)
             datagram = slots.read(index, PAYLOAD_AT, int(lengths[index]))
             verdict, transceiver, _ = self._core.receive_from_client(datagram, client, self._vip_index, now)
             verdicts[index] = verdict
@@ -281,7 +279,7 @@ class _TransceiverAddresses:
         self._transceivers = core.flows.transceivers
         self._family = family
         self._changes = -1
-        self.is_ours: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self.is_ours: npt.NDArray[np.bool_] = np.zeros(1, np.bool_)
         self.addresses = SocketAddresses(family, 1)
         self._number_of: dict[bytes, int] = {}
 

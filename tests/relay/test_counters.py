@@ -5,6 +5,7 @@ import mmap
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from relay.core.verdict import EVENT_MEANINGS, MEANINGS, FlowEvent, Verdict
@@ -34,10 +35,16 @@ def test_all_start_at_zero_under_their_labels(counters: WorkerCounters) -> None:
     assert counters.gauges() == dict.fromkeys(GAUGES, 0)
 
 
+def count(counters: WorkerCounters, verdict: Verdict, length: int = 0) -> None:
+    """One packet."""
+    verdicts = np.bincount([verdict], minlength=len(Verdict))
+    counters.count_batch(verdicts, length, is_up=verdict is not Verdict.FORWARD_CLIENT)
+
+
 def test_each_has_its_own_cell(counters: WorkerCounters) -> None:
     for verdict in Verdict:
         for _ in range(verdict + 1):
-            counters.count(verdict)
+            count(counters, verdict)
     counters.add_events([100 + event for event in FlowEvent])
     counters.set_flows(7, 5)
     assert counters.verdicts() == {verdict.label: verdict + 1 for verdict in Verdict}
@@ -54,8 +61,8 @@ def test_each_has_its_own_cell(counters: WorkerCounters) -> None:
     ],
 )
 def test_bytes_have_a_direction(counters: WorkerCounters, verdict: Verdict, gauge: str) -> None:
-    counters.count(verdict, 100)
-    counters.count(verdict, 5_000_000_000)  # more than 32 bits
+    count(counters, verdict, 100)
+    count(counters, verdict, 5_000_000_000)  # more than 32 bits
     assert counters.verdicts()[verdict.label] == 2
     assert counters.gauges() == dict.fromkeys(GAUGES, 0) | {gauge: 5_000_000_100}
 
@@ -81,7 +88,7 @@ def test_supervisor_sees_what_a_worker_counts_and_its_successor_goes_on(
 ) -> None:
     for _ in range(2):
         worker = WorkerCounters(fd)
-        worker.count(Verdict.DROP_MARTIAN)
+        count(worker, Verdict.DROP_MARTIAN)
         assert worker.verdicts() == counters.verdicts()
         worker.close()
     assert counters.verdicts()["drop_martian"] == 2
@@ -94,7 +101,7 @@ def test_each_worker_has_a_page_of_one_memory() -> None:
     pages = [WorkerCounters(fd, page) for page in range(3)]
     for page, counters in enumerate(pages):
         for _ in range(page + 1):
-            counters.count(Verdict.DROP_MARTIAN)
+            count(counters, Verdict.DROP_MARTIAN)
         counters.set_flows(10 + page, page)
     assert [counters.verdicts()["drop_martian"] for counters in pages] == [1, 2, 3]
     assert [counters.gauges()["flows"] for counters in pages] == [10, 11, 12]

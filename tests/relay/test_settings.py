@@ -26,6 +26,8 @@ EVERYTHING_ELSE = RelayPolicy(
     max_addresses_per_ufrag=69,
     unknown_per_s=70,
     unknown_burst=71,
+    ufrag_per_s=75,
+    ufrag_burst=76,
     heartbeat_timeout_s=7.2,
     ipv4_source_bits=23,
     ipv6_source_bits=74,
@@ -55,6 +57,8 @@ def test_settings_cross_the_channel(policy: RelayPolicy) -> None:
         counters_fd=11,
         counters_page=12,
         kernel_maps={"flows": 13, "heartbeat": 14},
+        gather_us=14,
+        busy_poll_us=15,
     )
     arrived = crossed(settings)
     assert arrived.policy == policy

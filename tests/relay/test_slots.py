@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from host.config_table import ConfigTable
@@ -94,7 +95,7 @@ def test_each_worker_counts_on_its_own_and_has_a_core(vip: Vip, made: list[Worke
     maker = SlotMaker(config(vip), None)
     cores = sorted(os.sched_getaffinity(0))
     made += [maker.make(index) for index in range(len(cores) + 1)]
-    made[0].counters.count(Verdict.DROP_MARTIAN)
+    made[0].counters.count_batch(np.bincount([Verdict.DROP_MARTIAN], minlength=len(Verdict)), 0, is_up=True)
     assert [slot.counters.verdicts()["drop_martian"] for slot in made[:2]] == [1, 0]
     assert [slot.core for slot in made] == [*cores, cores[0]]
 

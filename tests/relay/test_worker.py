@@ -17,6 +17,7 @@ from fleet.flow_cache import FlowRecord
 from host.channel import ChannelError
 from host.config_table import ConfigTable
 from host.line_socket import LineSocket
+from host.process import CHILD_ENVIRONMENT
 from host.sockets import bind_udp, bound_address
 from relay.config import RelayConfig
 from relay.core.policy import Vip
@@ -62,6 +63,7 @@ class RunningWorker:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "relay.worker", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(), *self.slot.fds),
+                env={**os.environ, **CHILD_ENVIRONMENT},
             )
         ours.settimeout(5)
         self._sock, self.channel = ours, LineSocket(ours)
@@ -77,6 +79,8 @@ class RunningWorker:
             counters_fd=self.slot.counters_fd,
             counters_page=0,
             kernel_maps={},
+            gather_us=500,
+            busy_poll_us=0,
         )
         self.tell("configure", settings=settings.to_message(), core=None, user=user)
 
