@@ -66,7 +66,7 @@ class AssuredFlows:
         self._transceivers = transceivers
         # Zeros are not touched before they are written.
         self._rows = np.zeros(capacity, _DTYPE)
-        self._memory = memoryview(self._rows.view(np.uint8))
+        self._memory = self._rows.view(np.uint8).data
         self._row_of: dict[bytes, int] = {}
         self._names: list[bytes] = []
         self._free: list[int] = []

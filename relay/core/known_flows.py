@@ -4,8 +4,6 @@ The same rules as ``forwarding.py``, as XDP has them too (``bpf/include/fastpath
 there, one by one. tests/relay/test_known_flows.py compares the two.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -40,6 +38,10 @@ class KnownFlows:
         """
         flows = self._flows
         known = self._known(rows, lengths, now) & _IS_MEDIA[first_bytes]
+        # A check may move the flow, and what follows it goes the new way.
+        checked = rows[~known & (rows >= 0)]
+        if len(checked):
+            known &= ~np.isin(rows, checked)
         rows, lengths = rows[known], lengths[known]
         flows.last_seen[rows] = now
         # A row may be named more than once.

@@ -38,7 +38,7 @@ class Slots:
 
     def __init__(self) -> None:
         self.bytes: npt.NDArray[np.uint8] = np.zeros((BATCH, _SLOT_BYTES), np.uint8)
-        self._memory = memoryview(self.bytes).cast("B")
+        self._memory = self.bytes.data.cast("B")
         self._address = self.bytes.ctypes.data
         self.magic = self._column(">u2", 0)
         self.magic[:] = MAGIC
@@ -107,7 +107,7 @@ class SocketAddresses:
         self.bytes[index, 2:4] = np.frombuffer(address.port.to_bytes(2, "big"), np.uint8)
         at = 4 if self.is_ipv4 else 8
         self.bytes[index, at : at + len(address.host)] = np.frombuffer(address.host, np.uint8)
-        return self.bytes[index].tobytes()
+        return bytes(self.bytes[index].data)
 
 
 _SOCKADDR_BYTES = {4: 16, 6: 28}
@@ -127,6 +127,7 @@ _MESSAGE = np.dtype(  # struct mmsghdr
         ("", "V4"),
     ]
 )
+_LENGTH_AT = 56
 _CONTROL = np.dtype(  # struct cmsghdr with one value, padded
     [("length", np.uintp), ("level", np.int32), ("kind", np.int32), ("segment", np.uint16), ("", "V6")]
 )
@@ -168,7 +169,7 @@ def _each(call: Any) -> _Many:
             length = call(fd, message, socket.MSG_DONTWAIT)
             if length < 0:
                 return number or -1
-            ctypes.c_uint32.from_address(message + _MESSAGE.fields["length"][1]).value = length
+            ctypes.c_uint32.from_address(message + _LENGTH_AT).value = length
         return count
 
     return many
@@ -281,7 +282,13 @@ class Sender:
         return failures
 
     def _send_messages(
-        self, fd: int, starts: Indexes, end: int, lengths: Lengths, destinations: Pointers, sockaddr_length: int
+        self,
+        fd: int,
+        starts: Indexes,
+        end: int,
+        lengths: Lengths,
+        destinations: Pointers,
+        sockaddr_length: int,
     ) -> list[tuple[int, int]]:
         """Numbers of messages that failed, with errno."""
         count = len(starts)
@@ -327,5 +334,8 @@ def train_starts(destinations: npt.NDArray[Any], lengths: Lengths) -> Indexes:
     if (sizes <= longest).all():
         return starts
     return np.concatenate(
-        [np.arange(start, start + size, most) for start, size, most in zip(starts, sizes, longest, strict=True)]
+        [
+            np.arange(start, start + size, most)
+            for start, size, most in zip(starts, sizes, longest, strict=True)
+        ]
     )

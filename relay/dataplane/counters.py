@@ -42,9 +42,7 @@ class WorkerCounters:
     def __init__(self, fd: int, page: int = 0) -> None:
         self._memory = mmap.mmap(fd, _SIZE_BYTES, offset=page * _SIZE_BYTES)
         self._cells = memoryview(self._memory).cast("Q")
-        self._verdicts: npt.NDArray[np.uint64] = np.frombuffer(
-            self._memory, np.uint64, len(Verdict)
-        )
+        self._verdicts: npt.NDArray[np.uint64] = np.frombuffer(self._memory, np.uint64, len(Verdict))
 
     def count_batch(self, verdicts: npt.NDArray[np.intp], forwarded_bytes: int, *, is_up: bool) -> None:
         """Packets by Verdict, and the payload bytes of those that were forwarded."""

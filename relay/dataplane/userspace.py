@@ -168,9 +168,7 @@ class _FromClients(_Entrance):
         return count
 
     def _is_behind(self) -> bool:
-        queued, room = _MEMINFO.unpack(
-            self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
-        )
+        queued, room = _MEMINFO.unpack(self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
         return bool(queued > room * _BEHIND_SHARE)
 
     def _forward(self, count: int, now: float, most_unknown: int) -> None:
@@ -185,9 +183,7 @@ class _FromClients(_Entrance):
         rows = self._flows.find(names)
         left: Sequence[int] = range(count)
         if count > _FEW:
-            known, transceivers = self._known_flows.forward_up(
-                rows, slots.first_byte[:count], lengths, now
-            )
+            known, transceivers = self._known_flows.forward_up(rows, slots.first_byte[:count], lengths, now)
             verdicts[known] = Verdict.FORWARD_FLOW
             numbers[known] = transceivers
             left = np.flatnonzero(~known).tolist()
@@ -224,9 +220,7 @@ class _FromFleet(_Entrance):
         self._exit = exit_
         self._addresses = _TransceiverAddresses(core, _family(sock))
         name, level = (
-            (_IP_RECVERR, socket.IPPROTO_IP)
-            if _family(sock) == 4
-            else (_IPV6_RECVERR, socket.IPPROTO_IPV6)
+            (_IP_RECVERR, socket.IPPROTO_IP) if _family(sock) == 4 else (_IPV6_RECVERR, socket.IPPROTO_IPV6)
         )
         sock.setsockopt(level, name, 1)
 
@@ -313,7 +307,9 @@ class _ToFleet:
             (sock.fileno(), _TransceiverAddresses(core, _family(sock)), Sender(calls)) for sock in fleet
         ]
 
-    def send(self, slots: Slots, numbers: Numbers, lengths: Lengths, flows: Indexes, verdicts: Verdicts) -> None:
+    def send(
+        self, slots: Slots, numbers: Numbers, lengths: Lengths, flows: Indexes, verdicts: Verdicts
+    ) -> None:
         """Send a batch: each slot to the transceiver of that number, if it has one, with its header.
 
         flows: equal for packets whose order is to be kept. verdicts: those of packets that could not be sent are set.
@@ -330,9 +326,7 @@ class _ToFleet:
             here, sizes = here[order], sizes[order]
             starts = train_starts(numbers[here], sizes)
             pointers = ways.addresses.pointers[numbers[here]]
-            failures = sender.send(
-                fd, slots, here, HEADER_AT, sizes, pointers, ways.addresses.length, starts
-            )
+            failures = sender.send(fd, slots, here, HEADER_AT, sizes, pointers, ways.addresses.length, starts)
             _note_failures(failures, here, verdicts)
         verdicts[sendable] = Verdict.DROP_SEND_FAILED
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core.flow import Flow, FlowKey
+from relay.core.flow_table import FlowTable
 from relay.core.forwarding import FlowNotice
 from relay.dataplane.bpf import flow_store
 from relay.dataplane.bpf.abi import MAPS, FlowFlag, FlowKeyC
@@ -200,7 +201,6 @@ def test_flow_that_ended_is_in_no_map(stored: Stored, assured: bool) -> None:
     assert stored.store.write(ending)
     assert stored.store.write(staying)
     assert stored.store.note(FlowNotice(ending, ended=True))
-    assert not ending.stored
     assert stored.places(ending) == ""
     assert stored.places(staying) != ""
     assert stored.store.note(FlowNotice(ending, ended=True)), "what is gone can end again"
@@ -234,6 +234,14 @@ def test_full_map_refuses_and_loses_nothing(stored: Stored) -> None:
     assert stored.places(late) == "assured"
 
 
+def table_of(*flows: Flow) -> FlowTable:
+    """Provisional flows are in it as they are, of assured ones copies."""
+    table = FlowTable(POLICY)
+    for each in flows:
+        assert table.insert(each) is not None
+    return table
+
+
 def last_seen_stored(stored: Stored, flows: list[Flow]) -> list[float]:
     read = [stored.store.read(each.key) for each in flows]
     return [each.last_seen if each else NEVER for each in read]
@@ -246,21 +254,22 @@ def carry_packet(carrying: Flow, now: float) -> None:
 
 def test_refresh_writes_stored_flows_that_carried_packets_since_the_last_round(stored: Stored) -> None:
     quiet, busy, unstored = flows = [flow(0), flow(1), flow(2)]
+    table = table_of(*flows)
     for each in (quiet, busy):
         assert stored.store.write(each)
-    stored.store.refresh(flows, now=10.0)
+    stored.store.refresh(table, now=10.0)
     carry_packet(busy, 12.0)
     carry_packet(unstored, 12.0)
     quiet.packets_up, quiet.last_seen = 5, 9.9  # would show if it were written
-    stored.store.refresh(flows, now=13.0)
+    stored.store.refresh(table, now=13.0)
     assert last_seen_stored(stored, flows) == [10.0, 12.0, NEVER]
     busy.packets_up = 5
-    stored.store.refresh(flows, now=16.0)
+    stored.store.refresh(table, now=16.0)
     read = stored.store.read(busy.key)
     assert read is not None
     assert read.packets_up == 1
     quiet.last_seen = 17.0
-    stored.store.refresh(flows, now=19.0)
+    stored.store.refresh(table, now=19.0)
     assert last_seen_stored(stored, flows) == [17.0, 12.0, NEVER]
 
 
@@ -269,9 +278,11 @@ def test_refresh_stores_no_flow_that_ended_meanwhile(stored: Stored, monkeypatch
     flows = [flow(0), flow(1)]
     for each in flows:
         assert stored.store.write(each)
-    stored.store.refresh(flows, now=11.0)
+    table = table_of(*flows)
+    stored.store.refresh(table, now=11.0)
+    table.remove(flows[1].key)
     assert stored.store.note(FlowNotice(flows[1], ended=True))
-    stored.store.refresh(flows[:1], now=11.25)
+    stored.store.refresh(table, now=11.25)
     assert [stored.places(each) for each in flows] == ["provisional", ""]
 
 
@@ -279,14 +290,15 @@ def test_refresh_does_not_overwrite_what_another_worker_has_gone_on_with(stored:
     """The client was led from one worker to another between two rounds of the first."""
     ours = flow()
     assert stored.store.write(ours)
-    stored.store.refresh([ours], now=10.0)
+    table = table_of(ours)
+    stored.store.refresh(table, now=10.0)
     carry_packet(ours, 10.9)
     other = KernelFlowStore(stored.assured.fd, stored.provisional.fd, POLICY.vips)
     theirs = other.read(ours.key)
     assert theirs is not None
     theirs.last_seen, theirs.assured, theirs.ufrag_tag = 11.5, True, "other"
     assert other.write(theirs)
-    stored.store.refresh([ours], now=13.0)
+    stored.store.refresh(table, now=13.0)
     assert stored.places(ours) == "assured"
     read = other.read(ours.key)
     assert read is not None
@@ -310,8 +322,12 @@ def test_counts_of_xdp_and_of_workers_add_up(stored: Stored) -> None:
     stored.assured.put(key, value)
     ours.packets_up, ours.last_seen = 3, 10.5
     theirs.packets_up, theirs.bytes_down, theirs.last_seen = 20, 5, 10.8
-    stored.store.refresh([ours], now=12.0)
+    table = table_of(ours)
+    stored.store.refresh(table, now=12.0)
     assert other.write(theirs)
+    again = table.get(ours.key)
+    assert again is not None
+    ours = again
     ours.packets_up += 1
     assert stored.store.write(ours)
     ((_, after),) = stored.assured.items()
@@ -338,9 +354,10 @@ def refreshed_at_each_tick(stored: Stored, count: int, ticks: int) -> list[int]:
     for each in flows:
         assert stored.store.write(each)
         carry_packet(each, 20.0)
+    table = table_of(*flows)
     fresh = [0]
     for tick in range(ticks):
-        stored.store.refresh(flows, now=20.0 + tick / 4)
+        stored.store.refresh(table, now=20.0 + tick / 4)
         fresh.append(sum(value.last_seen_ns == 20_000_000_000 for _, value in stored.assured.items()))
     return [after - before for before, after in pairwise(fresh)]
 

@@ -314,7 +314,9 @@ class FlowsOfARelay(RuleBasedStateMachine):
                 assert self.mirror.pop(flow.key.client).is_same_session(flow)
             else:
                 replaced = self.mirror.get(flow.key.client, flow)
-                assert not replaced.assured or replaced.created_at == flow.created_at, "an assured flow is told to have ended"
+                assert not replaced.assured or replaced.created_at == flow.created_at, (
+                    "an assured flow is told to have ended"
+                )
                 self.mirror[flow.key.client] = flow
         flows = {flow.key.client: flow for flow in self.relay.core.flows}
         assert self.mirror.keys() == flows.keys()

@@ -18,11 +18,9 @@ from tests.relay.network import (
     RESTARTED_CALL,
     RTP,
     SERVER_HELLO,
-    VIP_V4,
     Call,
     answer,
     check,
-    spp,
     stun,
 )
 from tests.relay.packets import ROWS, PacketRow

@@ -15,7 +15,8 @@ import pytest
 from host.sockets import bound_address, sockaddr
 from relay.core.forwarding import RelayCore
 from relay.core.policy import RelayPolicy, Vip
-from relay.core.verdict import Verdict
+from relay.core.verdict import FlowEvent, Verdict
+from relay.dataplane.batches import MANY_A_CALL, ONE_A_CALL, SystemCalls
 from relay.dataplane.counters import WorkerCounters, create_counters_fd
 from relay.dataplane.userspace import UserspaceDataPath
 from tests.relay.network import (
@@ -53,6 +54,7 @@ class Rig:
         self,
         stack: ExitStack,
         fleet: tuple[str, ...] = ("127.0.0.1", "::1"),
+        calls: SystemCalls = MANY_A_CALL,
     ) -> None:
         self._stack = stack
         self.public = [self.open(host) for host in ("127.0.0.2", "127.0.0.3", "::1")]
@@ -69,8 +71,8 @@ class Rig:
         stack.callback(os.close, fd)
         self.counters = WorkerCounters(fd)
         stack.callback(self.counters.close)
-        core = RelayCore(self.policy, KEYS, unix_s=UNIX_S)
-        self.path = UserspaceDataPath(core, self.counters, self.public, self.fleet)
+        self.core = RelayCore(self.policy, KEYS, unix_s=UNIX_S)
+        self.path = UserspaceDataPath(self.core, self.counters, self.public, self.fleet, calls=calls)
 
     def open(self, host: str) -> socket.socket:
         return self._stack.enter_context(udp(host))
@@ -192,6 +194,90 @@ def test_transceiver_of_a_family_without_a_fleet_socket_is_counted(stack: ExitSt
     rig.deliver(client, rig.public[0], check(rig.call(transceiver)))
     assert rig.counted() == {"drop_send_failed": 1}
     assert rig.counters.gauges()["bytes_up"] == 0
+
+
+def test_transceiver_that_has_ended_is_told_of_and_costs_others_nothing(stack: ExitStack) -> None:
+    rig = Rig(stack)
+    client, ended, alive = rig.open("127.0.0.1"), rig.open("127.0.0.1"), rig.open("127.0.0.1")
+    others_client = rig.open("127.0.0.1")
+    calls = rig.call(ended), rig.call(alive)
+    ended.close()
+    fleet = rig.fleet[0]
+    for round_ in range(3):
+        rig.deliver(client, rig.public[0], check(calls[0]))
+        assert select.select([fleet], [], [], WAIT_S)[0], "an error makes a socket readable"
+        if round_ == 0:  # read between packets, as a worker would when it is woken
+            assert rig.path.receive(fleet, 1000.0) == 0
+            assert not select.select([fleet], [], [], 0)[0]
+        rig.deliver(others_client, rig.public[0], check(calls[1]))
+        alive.recv(65536)
+    assert rig.path.receive(fleet, 1000.0) == 0
+    assert rig.core.events[FlowEvent.TRANSCEIVER_UNREACHABLE] == 3
+    assert rig.counted() == {"forward_stun": 6}
+
+
+def fill(rig: Rig, sock: socket.socket, datagram: bytes, count: int) -> None:
+    """Put datagrams of a stranger into a socket's queue."""
+    stranger = rig.open("127.0.0.1")
+    for _ in range(count):
+        stranger.sendto(datagram, sockaddr(bound_address(sock)))
+
+
+@pytest.mark.parametrize("datagram", [pytest.param(RTP, id="RTP"), pytest.param(b"\0\1", id="STUN")])
+def test_worker_that_is_behind_leaves_out_unknown_clients_and_no_call(
+    stack: ExitStack, datagram: bytes
+) -> None:
+    rig = Rig(stack)
+    public = rig.public[0]
+    client, transceiver = rig.open("127.0.0.1"), rig.open("127.0.0.1")
+    call = rig.call(transceiver)
+    rig.deliver(client, public, check(call))
+    rig.deliver(client, public, CLIENT_HELLO)
+    rig.deliver(transceiver, rig.fleet[0], spp(bound_address(client), VIPS[0], SERVER_HELLO))
+    before = rig.counted()
+    fill(rig, public, datagram, 150)
+    client.sendto(RTP, sockaddr(bound_address(public)))
+    client.sendto(check(call), sockaddr(bound_address(public)))
+    fill(rig, public, datagram, 40)
+    while rig.path.receive(public, 1000.0):
+        pass
+    counted = rig.counted()
+    assert counted["forward_flow"] == before["forward_flow"] + 1
+    assert counted["forward_stun"] == before["forward_stun"] + 1
+    assert counted["drop_overload"] > 0
+    assert sum(counted.values()) == sum(before.values()) + 192
+    for _ in range(4):
+        transceiver.recv(65536)
+
+
+def test_worker_that_is_not_behind_decides_on_every_packet(stack: ExitStack) -> None:
+    rig = Rig(stack)
+    public = rig.public[0]
+    fill(rig, public, RTP, 40)
+    assert rig.path.receive(public, 1000.0) == 32, "others have their turn in between"
+    assert rig.path.receive(public, 1000.0) == 8
+    assert rig.counted() == {"drop_unknown_flow": 40}
+
+
+@pytest.mark.parametrize("calls", [MANY_A_CALL, ONE_A_CALL], ids=["many a call", "one a call"])
+def test_batch_of_a_call_over_real_sockets(stack: ExitStack, calls: SystemCalls) -> None:
+    rig = Rig(stack, calls=calls)
+    client, transceiver = rig.open("127.0.0.1"), rig.open("127.0.0.1")
+    public, fleet = rig.public[0], rig.fleet[0]
+    rig.deliver(client, public, check(rig.call(transceiver)))
+    rig.deliver(client, public, CLIENT_HELLO)
+    rig.deliver(transceiver, fleet, spp(bound_address(client), VIPS[0], SERVER_HELLO))
+    transceiver.recv(65536), transceiver.recv(65536), client.recv(65536)
+    packets = [(RTP + bytes((number,))).ljust(100 + 100 * (number % 20 == 0)) for number in range(30)]
+    for packet in packets:
+        client.sendto(packet, sockaddr(bound_address(public)))
+    assert rig.path.receive(public, 1000.0) == 30
+    received = [transceiver.recv(65536) for _ in packets]
+    assert received == [spp(bound_address(client), VIPS[0], packet) for packet in packets]
+    for packet in packets:
+        transceiver.sendto(spp(bound_address(client), VIPS[0], packet), sockaddr(bound_address(fleet)))
+    assert rig.path.receive(fleet, 1000.0) == 30
+    assert [client.recv(65536) for _ in packets] == packets
 
 
 def test_socket_that_is_empty_is_left_alone(stack: ExitStack) -> None:
