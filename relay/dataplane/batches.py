@@ -296,7 +296,7 @@ class Sender:
         messages["name"] = destinations[starts]
         messages["name_length"] = sockaddr_length
         messages["iovecs"] = self._iovecs_address + starts * _IOVEC.itemsize
-        sizes = np.diff(starts, append=end)
+        sizes = _sizes(starts, end)
         messages["iovec_count"] = sizes
         are_trains = sizes > 1
         messages["control"] = np.where(are_trains, self._control_pointers[:count], 0)
@@ -323,14 +323,23 @@ class Sender:
         return failures
 
 
+def _sizes(starts: Indexes, end: int) -> Indexes:
+    """From each start to the next one, or to the end."""
+    ends = np.empty_like(starts)
+    ends[:-1] = starts[1:]
+    ends[-1] = end
+    return ends - starts
+
+
 def train_starts(destinations: npt.NDArray[Any], lengths: Lengths) -> Indexes:
     """Where trains begin among datagrams in the order in which they are to leave."""
     count = len(lengths)
-    breaks = np.ones(count, np.bool_)
+    breaks = np.empty(count, np.bool_)
+    breaks[0] = True
     breaks[1:] = (destinations[1:] != destinations[:-1]) | (lengths[1:] != lengths[:-1])
-    starts = np.flatnonzero(breaks)
+    starts = breaks.nonzero()[0]
     longest = np.minimum(_MAX_TRAIN, _MAX_TRAIN_BYTES // lengths[starts])
-    sizes = np.diff(starts, append=count)
+    sizes = _sizes(starts, count)
     if (sizes <= longest).all():
         return starts
     return np.concatenate(

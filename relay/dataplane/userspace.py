@@ -186,7 +186,7 @@ class _FromClients(_Entrance):
             known, transceivers = self._known_flows.forward_up(rows, slots.first_byte[:count], lengths, now)
             verdicts[known] = Verdict.FORWARD_FLOW
             numbers[known] = transceivers
-            left = np.flatnonzero(~known).tolist()
+            left = (~known).nonzero()[0].tolist()
         # Whose order is to be kept: of unknown clients, the first packet's place stands for the flow.
         firsts: dict[bytes, int] = {}
         for index in left:
@@ -246,7 +246,7 @@ class _FromFleet(_Entrance):
             )
             verdicts[known] = Verdict.FORWARD_CLIENT
             vips[known] = known_vips
-            left = np.flatnonzero(~known).tolist()
+            left = (~known).nonzero()[0].tolist()
         for index in left:
             datagram = slots.read(index, HEADER_AT, HEADER_BYTES + int(lengths[index]))
             source = self._receiver.sources.get(index)
@@ -317,7 +317,7 @@ class _ToFleet:
         sendable = numbers >= 0
         for fd, ways, sender in self._ways:
             ways.refresh()
-            here = np.flatnonzero(sendable & ways.is_ours[numbers])
+            here = (sendable & ways.is_ours[numbers]).nonzero()[0]
             if not len(here):
                 continue
             sendable[here] = False
@@ -342,7 +342,7 @@ class _ToClients:
     def send(self, slots: Slots, vips: Numbers, lengths: Lengths, verdicts: Verdicts) -> None:
         """Send a batch: each slot's payload to the client in its header, from the VIP of that index, if it has one."""
         for vip, (fd, addresses, sender) in enumerate(self._ways):
-            here = np.flatnonzero(vips == vip)
+            here = (vips == vip).nonzero()[0]
             if not len(here):
                 continue
             slots.give_clients(addresses, here)
@@ -364,7 +364,8 @@ def _turns(sizes: Lengths, flows: Indexes) -> Numbers:
     """How often each packet's flow has changed its size before: none may overtake one of an earlier turn."""
     by_flow = flows.argsort(kind="stable")
     sizes, flows = sizes[by_flow], flows[by_flow]
-    is_first = np.ones(len(flows), np.bool_)
+    is_first = np.empty(len(flows), np.bool_)
+    is_first[0] = True
     is_first[1:] = flows[1:] != flows[:-1]
     changes = np.zeros(len(flows), np.int64)
     changes[1:] = ~is_first[1:] & (sizes[1:] != sizes[:-1])
