@@ -9,18 +9,21 @@ _MANY = 16_384
 
 
 class Transceivers:
-    """An address keeps its number until ``forget_all_but``. ``changes`` grows when a number gets an address."""
+    """``numbers`` and ``addresses``, one the inverse of the other; ``changes`` grows whenever they change.
+
+    An address keeps its number until ``forget_all_but``.
+    """
 
     def __init__(self) -> None:
         self.changes = 0
         self.addresses: list[Address] = []
-        self._number_of: dict[Address, int] = {}
+        self.numbers: dict[Address, int] = {}
         self._free: list[int] = []
         self._clear_at = _MANY
 
     def number(self, address: Address) -> int:
         """The number of an address, a free one if it is new."""
-        number = self._number_of.get(address)
+        number = self.numbers.get(address)
         if number is not None:
             return number
         self.changes += 1
@@ -30,17 +33,18 @@ class Transceivers:
         else:
             number = len(self.addresses)
             self.addresses.append(address)
-        self._number_of[address] = number
+        self.numbers[address] = number
         return number
 
     @property
     def is_due_for_clearing(self) -> bool:
         """Whether so many are known that most may be of the past."""
-        return len(self._number_of) >= self._clear_at
+        return len(self.numbers) >= self._clear_at
 
     def forget_all_but(self, numbers: Collection[int]) -> None:
         """Give up the numbers of all other addresses."""
         kept = {self.addresses[number]: number for number in numbers}
+        self.changes += 1
         self._free = sorted(set(range(len(self.addresses))) - set(numbers), reverse=True)
-        self._number_of = kept
+        self.numbers = kept
         self._clear_at = max(_MANY, 2 * len(kept))

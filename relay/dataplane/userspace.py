@@ -282,12 +282,12 @@ class _TransceiverAddresses:
         if self._changes == self._transceivers.changes:
             return
         self._changes = self._transceivers.changes
-        known = self._transceivers.addresses
-        if len(known) > len(self.is_ours):
-            self.addresses = SocketAddresses(self._family, 2 * len(known))
-            self.is_ours = np.zeros(2 * len(known), np.bool_)
+        room = len(self._transceivers.addresses)
+        if room > len(self.is_ours):
+            self.addresses = SocketAddresses(self._family, 2 * room)
+            self.is_ours = np.zeros(2 * room, np.bool_)
         self._number_of.clear()
-        for number, address in enumerate(known):
+        for address, number in self._transceivers.numbers.items():
             self.is_ours[number] = address.family == self._family
             if self.is_ours[number]:
                 self._number_of[self.addresses.put(number, address)] = number
