@@ -56,6 +56,7 @@ class Leg:
     """Packets from one host to the next; None stands for the flow's own client.
 
     vip: what the SPP header names. ports: the destination's by flow, in place of the one of ``destination``.
+    sources, destinations: how many hosts take turns by flow, from that address on; of one of the two only.
     """
 
     source: Address | None
@@ -63,6 +64,23 @@ class Leg:
     framing: Framing = Framing.PLAIN
     vip: Address | None = None
     ports: tuple[int, ...] = ()
+    sources: int = 1
+    destinations: int = 1
+
+    @property
+    def turns(self) -> int:
+        """How many hosts take turns."""
+        return max(self.sources, self.destinations)
+
+    @property
+    def turn_at(self) -> int:
+        """Where the frame has the host whose turn it is; 0 for nowhere."""
+        return IP_SOURCE_AT if self.sources > 1 else IP_DESTINATION_AT if self.destinations > 1 else 0
+
+    @property
+    def first_of_turns(self) -> Address | None:
+        """The host of flow 0."""
+        return self.source if self.sources > 1 else self.destination
 
     @property
     def host_at(self) -> int:
@@ -111,6 +129,12 @@ class Template:
             port = (leg.ports[flow] if leg.ports else client.port).to_bytes(2, "big")
             frame[leg.port_at : leg.port_at + 2] = port
             udp_sum += sum_words(port)
+        if leg.turn_at:
+            # within the last byte of the address (make_template sees to it), so the sums grow as it does
+            turn = flow % leg.turns
+            frame[leg.turn_at + 3] += turn
+            ip_sum += sum_words(bytes((0, turn)))
+            udp_sum += sum_words(bytes((0, turn)))
         struct.pack_into("=H", frame, ETHERNET_BYTES + 10, _complete(ip_sum))
         struct.pack_into("=H", frame, PAYLOAD_AT - 2, _complete(udp_sum) or 0xFFFF)
         return bytes(frame)
@@ -129,6 +153,8 @@ def make_template(leg: Leg, payload_bytes: int, to_mac: bytes, from_mac: bytes) 
     payload = _in_front(leg, payload_bytes) + mark(payload_bytes)
     nobody = Address(bytes(4), 0)
     source, destination = leg.source or nobody, leg.destination or nobody
+    if leg.turn_at and (source, destination)[leg.turn_at == IP_DESTINATION_AT].host[-1] + leg.turns > 256:
+        raise ValueError(f"{leg.turns} hosts from {leg.first_of_turns} on are not of one /24")
     if leg.ports:
         destination = Address(destination.host, 0)
     ip, udp, pseudo = _headers(source, destination, len(payload))

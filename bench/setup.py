@@ -87,7 +87,7 @@ def first_packets(player: Player, clients: int) -> list[bytes]:
     to_mac = mac_bytes(player.topology.relay.mac(PUBLIC))
     from_mac = mac_bytes(player.topology.client.mac(ETH))
     return [
-        udp_frame(flow_client(flow), VIP, sealed_check(keys, transaction_id(flow)), to_mac, from_mac)
+        udp_frame(flow_client(flow), VIP, sealed_check(keys, flow, transaction_id(flow)), to_mac, from_mac)
         for flow in range(_FIRST_FLOW, _FIRST_FLOW + clients)
     ]
 

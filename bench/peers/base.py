@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bench.frames import Framing, Leg
 from bench.rig import Rig, Way
-from bench.topology import RELAY_FLEET, TRANSCEIVER, VIP, Topology
+from bench.topology import RELAY_FLEET, TRANSCEIVERS, VIP, Topology
 from wire.keys import KeyRing
 
 
@@ -39,7 +39,8 @@ Peer = Callable[[Rig, Topology, int], AbstractContextManager[Relay]]
 
 def spp_ways() -> tuple[Way, Way]:
     """Up and down through a relay that speaks SPP to transceivers, as ours and the Go reference do."""
-    to_fleet = Leg(source=RELAY_FLEET, destination=TRANSCEIVER, framing=Framing.SPP, vip=VIP)
-    from_fleet = Leg(source=TRANSCEIVER, destination=RELAY_FLEET, framing=Framing.SPP, vip=VIP)
+    first, count = TRANSCEIVERS[0], len(TRANSCEIVERS)
+    to_fleet = Leg(source=RELAY_FLEET, destination=first, destinations=count, framing=Framing.SPP, vip=VIP)
+    from_fleet = Leg(source=first, sources=count, destination=RELAY_FLEET, framing=Framing.SPP, vip=VIP)
     up = Way(is_up=True, sends=Leg(source=None, destination=VIP), arrives=to_fleet)
     return up, Way(is_up=False, sends=from_fleet, arrives=Leg(source=VIP, destination=None))

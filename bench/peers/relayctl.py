@@ -22,13 +22,14 @@ from bench.peers.base import Relay, spp_ways
 from bench.peers.process import running, take_redirected
 from bench.results import Memory
 from bench.rig import Rig, processes
-from bench.topology import FLEET, PUBLIC, RELAY_FLEET, TRANSCEIVER, VIP, Topology
+from bench.topology import FLEET, PUBLIC, RELAY_FLEET, TRANSCEIVERS, VIP, Topology
 from host.keystore import load_keys
 from host.state_dir import StateDir
 from relay.dataplane.bpf.abi import FlowC, FlowKeyC
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.bpf.programs import RelayPrograms
 from relay.dataplane.bpf.syscall import update_batch
+from wire.address import Address
 from wire.keys import KeyRing
 from wire.spp import encode_header
 from wire.stun import write_binding_request
@@ -76,16 +77,17 @@ def start(topology: Topology, flows: int, *arguments: str) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def xdp(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
-    """Assured flows are forwarded by XDP; the worker makes one flow, for the relay to find the transceiver's host."""
+    """Assured flows are forwarded by XDP; the worker makes a flow of each transceiver, for the relay to find their hosts."""
     interfaces = ("--interface", PUBLIC, "--interface", FLEET)
     with contextlib.ExitStack() as stack:
         relay = stack.enter_context(start(topology, flows, "--dataplane", "xdp", *interfaces))
         programs = PinDir(relay.state_dir).open()
         stack.callback(programs.close)
-        with Clients(topology, relay.keys, 1) as clients:
+        hosts = len(TRANSCEIVERS)
+        with Clients(topology, relay.keys, hosts) as clients:
             clients.make_flows()
-        _wait_for(lambda: any(programs.maps["next_hops"].items()), "way to the transceiver's host")
-        _wait_for(lambda: any(programs.maps["flows"].items()), "assured flow")
+        _wait_for(lambda: _count(programs, "next_hops") == hosts, "way to each transceiver's host")
+        _wait_for(lambda: _count(programs, "flows") == hosts, "assured flow of each transceiver")
         fill_flows(programs, flows)
         up, down = spp_ways()
         yield Relay(up=up, down=down, learns_up=True, workers=relay.pids, keys=relay.keys)
@@ -103,20 +105,25 @@ def userspace(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
         yield Relay(up=up, down=down, pids=relay.pids, learns_up=True, workers=relay.pids, keys=relay.keys)
 
 
-def sealed_check(keys: KeyRing, transaction: bytes) -> bytes:
-    """A Binding request that this relay admits."""
+def transceiver_of(flow: int) -> Address:
+    """The one that a flow belongs to."""
+    return TRANSCEIVERS[flow % len(TRANSCEIVERS)]
+
+
+def sealed_check(keys: KeyRing, flow: int, transaction: bytes) -> bytes:
+    """A Binding request of that flow's client that this relay admits."""
     issued_at = int(time.clock_gettime(time.CLOCK_REALTIME))
-    ufrag = seal_ufrag(keys, RouteHint(1, TRANSCEIVER, issued_at, os.urandom(5)))
+    ufrag = seal_ufrag(keys, RouteHint(1, transceiver_of(flow), issued_at, os.urandom(5)))
     return write_binding_request(transaction, f"{ufrag}:abcd", derive_ice_pwd(keys, ufrag).encode())
 
 
 class Clients:
-    """Sockets of the first clients, and one of the transceiver: they make flows as calls do."""
+    """Sockets of the first clients, and one of each transceiver: they make flows as calls do."""
 
     def __init__(self, topology: Topology, keys: KeyRing, flows: int) -> None:
         self._keys = keys
         with topology.transceiver:
-            self._transceiver = _bound(str(TRANSCEIVER.ip), TRANSCEIVER.port)
+            self._transceivers = [_bound(str(one.ip), one.port) for one in TRANSCEIVERS]
         with topology.client:
             clients = map(flow_client, range(flows))
             self._sockets = [_bound(str(client.ip), client.port) for client in clients]
@@ -128,15 +135,16 @@ class Clients:
         """A check, then media both ways, which makes a flow assured."""
         vip, fleet = (str(VIP.ip), VIP.port), (str(RELAY_FLEET.ip), RELAY_FLEET.port)
         for flow, sock in enumerate(self._sockets):
-            sock.sendto(sealed_check(self._keys, os.urandom(12)), vip)
-            self._transceiver.recv(2048)
+            transceiver = self._transceivers[flow % len(self._transceivers)]
+            sock.sendto(sealed_check(self._keys, flow, os.urandom(12)), vip)
+            transceiver.recv(2048)
             sock.sendto(_MEDIA, vip)
-            self._transceiver.recv(2048)
-            self._transceiver.sendto(encode_header(flow_client(flow), VIP) + _MEDIA, fleet)
+            transceiver.recv(2048)
+            transceiver.sendto(encode_header(flow_client(flow), VIP) + _MEDIA, fleet)
             sock.recv(2048)
 
     def __exit__(self, *exc_info: object) -> None:
-        for sock in (self._transceiver, *self._sockets):
+        for sock in (*self._transceivers, *self._sockets):
             sock.close()
 
 
@@ -148,7 +156,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def fill_flows(programs: RelayPrograms, flows: int) -> None:
-    """Write flows into the relay's map as it wrote the first one, but for their clients."""
+    """Write flows into the relay's map as it wrote one, but for their clients and transceivers."""
     flows_map = programs.maps["flows"]
     key, value = next(iter(flows_map.items()))
     for first in range(0, flows, _BATCH):
@@ -172,7 +180,14 @@ def flow_records(
     hosts = (FIRST_CLIENT + numbers // FLOWS_A_CLIENT).astype(">u4").view(np.uint8)
     keys["client_host"][:, 12:] = hosts.reshape(-1, 4)
     keys["client_port"] = FIRST_PORT + numbers % FLOWS_A_CLIENT
+    turns = numbers % len(TRANSCEIVERS)
+    values["transceiver"]["host"] = np.array([list(one.mapped) for one in TRANSCEIVERS], np.uint8)[turns]
     return keys, values
+
+
+def _count(programs: RelayPrograms, name: str) -> int:
+    """Entries of a map."""
+    return sum(1 for _ in programs.maps[name].items())
 
 
 def _wait_for(condition: Callable[[], bool], what: str) -> None:
