@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from bench import flows as by_flows
-from bench import forward, latency, setup
+from bench import forward, latency, setup, voice
 from bench.conditions import describe
 from bench.errors import BenchError
 from bench.plots import draw
@@ -108,17 +108,22 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _forward(rig: Rig, options: dict[str, Any]) -> Results:
+    names: Sequence[str] = options["only"] or forward.DEFAULT_PEERS
+    rounds, seconds = options["rounds"], options["seconds"]
     with progress("forward") as shown:
         rows = forward.measure_forward(
             rig,
-            options["only"] or forward.DEFAULT_PEERS,
+            names,
             payloads=options["payload"] or forward.DEFAULT_PAYLOADS,
             counts=options["flows"] or [FLOWS],
-            rounds=options["rounds"],
-            seconds=options["seconds"],
+            rounds=rounds,
+            seconds=seconds,
             progress=shown,
         )
-    return Results(rows=rows)
+    with progress("voice load") as shown:
+        compared = [name for name in voice.PEERS if name in names]
+        cpu = voice.measure_voice(rig, compared, rounds=rounds, seconds=seconds, progress=shown)
+    return Results(rows=rows, cpu=cpu)
 
 
 def _flows(rig: Rig, options: dict[str, Any]) -> Results:
@@ -212,7 +217,9 @@ def _add_command(name: str, text: str) -> None:
         _run([MEASURES[name]], options)
 
 
-_add_command("forward", "Packets a second through each peer, both ways, by payload.")
+_add_command(
+    "forward", "Packets a second through each peer, both ways, by payload; CPU time a packet at a voice load."
+)
 _add_command("latency", "Time from client to transceiver at half load.")
 _add_command("flows", "Packets a second by number of flows in random order, and memory of a flow.")
 _add_command("setup", "New clients a second, and the latency of their first packet.")

@@ -25,8 +25,15 @@ class Sheet(NamedTuple):
 
 def sheets(results: Results) -> list[Sheet]:
     """What there is to show, in the order of the document."""
-    made = [_rates(results, "forward"), _conditions(results), _rates(results, "flows")]
-    made += [_memory(results), _latency(results), _setup(results), _ratios(results), _targets(results)]
+    made = [_rates(results, "forward"), _conditions(results), _cpu(results), _rates(results, "flows")]
+    made += [
+        _memory(results),
+        _worker_memory(results),
+        _latency(results),
+        _setup(results),
+        _ratios(results),
+        _targets(results),
+    ]
     return [sheet for sheet in made if sheet.rows]
 
 
@@ -125,6 +132,34 @@ def _conditions(results: Results) -> Sheet:
     return Sheet("Other conditions: packets/s, 100 bytes, 1,000 flows", columns, rows)
 
 
+def _cpu(results: Results) -> Sheet:
+    rows = [
+        [
+            row.name,
+            row.direction,
+            row.condition,
+            _number(row.offered),
+            _number(row.pps),
+            _number(row.cpu_us_per_packet, 2),
+            f"{min(row.times):.2f}…{max(row.times):.2f}" if row.times else _NOTHING,
+            _number(row.lost),
+            row.why_not,
+        ]
+        for row in results.cpu
+    ]
+    columns = [
+        "peer",
+        "direction",
+        "relay has",
+        "offered/s",
+        "delivered/s",
+        "CPU µs/packet",
+        "spread",
+        "lost",
+    ]
+    return Sheet("CPU time a packet, 1,000 flows of 50 packets/s, 100 bytes", [*columns, ""], rows)
+
+
 def _memory(results: Results) -> Sheet:
     memory = results.memory
     columns = ["map of assured flows", "room for", "bytes", "key and value", "bytes a flow"]
@@ -132,6 +167,21 @@ def _memory(results: Results) -> Sheet:
         return Sheet("Memory", columns, [])
     values = (memory.max_flows, memory.map_bytes, memory.record_bytes, memory.bytes_per_flow)
     return Sheet("Memory", columns, [["flows", *map(_number, values)]])
+
+
+def _worker_memory(results: Results) -> Sheet:
+    columns = ["worker", "assured flows", "MB without", "MB with", "bytes a flow"]
+    rows = [
+        [
+            one.name,
+            _number(one.flows),
+            _number(one.empty_bytes / 1e6, 1),
+            _number(one.mb, 1),
+            _number(one.bytes_per_flow),
+        ]
+        for one in results.worker_memory
+    ]
+    return Sheet("Memory of a worker", columns, rows)
 
 
 def _latency(results: Results) -> Sheet:

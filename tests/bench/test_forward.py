@@ -34,6 +34,15 @@ def test_forward_delivers_through_every_peer(bcc: None) -> None:
         assert row["pps"] > 0
         assert row["ns_per_packet"] == pytest.approx(1e9 / row["pps"], rel=0.01)
         assert (row["payload"], row["flows"]) == (100, 1000)
+    assert {(row["name"], row["direction"], row["condition"]) for row in document["cpu"]} == {
+        ("userspace", direction, condition)
+        for direction in ("up", "down")
+        for condition in ("own core", "one core")
+    }
+    for row in document["cpu"]:
+        assert row["why_not"] == ""
+        assert 0 < row["cpu_us_per_packet"] < 1000
+        assert row["pps"] <= row["offered"] * 1.05
     # XDP loses nothing, not even where the machine has other things to do
     assert [row["lost"] for row in document["rows"] if row["name"] == "xdp"] == [0, 0]
     assert 0 < document["ratios"]["xdp/bare-redirect"] < 1.5
