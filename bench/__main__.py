@@ -17,12 +17,11 @@ from bench.errors import BenchError
 from bench.plots import draw
 from bench.progress import progress
 from bench.report import as_markdown, print_sheets, replace_block
-from bench.results import FLOWS, OPUS, Results
+from bench.results import FLOWS, MANY_FLOWS, OPUS, Results
 from bench.rig import Rig, rig
 from bench.stage import PEERS
 from bench.topology import remove_stale
 
-_MEMORY_FLOWS = 1_000_000
 Measure = Callable[[Rig, dict[str, Any]], Results]
 
 
@@ -85,6 +84,11 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="For setup: new clients of each peer.",
         ),
+        click.option(
+            "--million",
+            is_flag=True,
+            help="For flows: userspace with 1,000,000 flows too, which are made over the wire (some minutes).",
+        ),
         click.option("--json", "as_json", is_flag=True, help="JSON on standard output in place of tables."),
         click.option(
             "--out",
@@ -129,15 +133,22 @@ def _forward(rig: Rig, options: dict[str, Any]) -> Results:
 def _flows(rig: Rig, options: dict[str, Any]) -> Results:
     with progress("flows") as shown:
         names: Sequence[str] = options["only"] or by_flows.DEFAULT_PEERS
-        rows = by_flows.measure_flows(
+        counts: Sequence[int] = options["flows"] or by_flows.DEFAULT_FLOWS
+        if options["flows"] or options["million"]:
+            userspace_counts = counts
+        else:
+            userspace_counts = [count for count in counts if count < MANY_FLOWS]
+        rows, worker_memory = by_flows.measure_flows(
             rig,
             names,
-            counts=options["flows"] or by_flows.DEFAULT_FLOWS,
+            counts=counts,
+            userspace_counts=userspace_counts,
             rounds=options["rounds"],
             seconds=options["seconds"],
             progress=shown,
         )
-    return Results(rows=rows, memory=by_flows.measure_memory(_MEMORY_FLOWS) if "xdp" in names else None)
+    memory = by_flows.measure_memory(MANY_FLOWS) if "xdp" in names else None
+    return Results(rows=rows, memory=memory, worker_memory=worker_memory)
 
 
 def _latency(rig: Rig, options: dict[str, Any]) -> Results:
@@ -221,7 +232,9 @@ _add_command(
     "forward", "Packets a second through each peer, both ways, by payload; CPU time a packet at a voice load."
 )
 _add_command("latency", "Time from client to transceiver at half load.")
-_add_command("flows", "Packets a second by number of flows in random order, and memory of a flow.")
+_add_command(
+    "flows", "Packets a second by number of flows in random order, and memory of a flow and of a worker."
+)
 _add_command("setup", "New clients a second, and the latency of their first packet.")
 
 

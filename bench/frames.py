@@ -7,6 +7,10 @@ A payload looks like RTP and says what it is: the sink counts nothing else. ``c/
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from bench.live_frames import checksum
 from wire.address import Address
@@ -139,6 +143,36 @@ class Template:
         struct.pack_into("=H", frame, PAYLOAD_AT - 2, _complete(udp_sum) or 0xFFFF)
         return bytes(frame)
 
+    def fill_many(self, flows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The frames of these flows, one a row, as ``fill`` makes them; time sent is 0."""
+        leg, count = self.leg, len(flows)
+        frames = np.tile(np.frombuffer(self.frame, np.uint8), (count, 1))
+        ip_sum, udp_sum = np.full(count, self.ip_sum), np.full(count, self.udp_sum)
+
+        def put(at: int, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+            frames[:, at : at + values.itemsize] = values.view(np.uint8).reshape(count, -1)
+            words: npt.NDArray[np.int64] = values.view("=u2").reshape(count, -1).sum(axis=1, dtype=np.int64)
+            return words
+
+        udp_sum += put(leg.framing.marker_at + _MARKER_FLOW, flows.astype("=u4"))
+        if leg.host_at:
+            words = put(leg.host_at, (FIRST_CLIENT + flows // FLOWS_A_CLIENT).astype(">u4"))
+            udp_sum += words
+            ip_sum += words if leg.host_at < PAYLOAD_AT else 0
+        if leg.port_at:
+            ports = np.array(leg.ports)[flows] if leg.ports else FIRST_PORT + flows % FLOWS_A_CLIENT
+            udp_sum += put(leg.port_at, ports.astype(">u2"))
+        if leg.turn_at:
+            turns = flows % leg.turns
+            frames[:, leg.turn_at + 3] += turns.astype(np.uint8)
+            words = turns.astype(">u2").view("=u2").astype(np.int64)
+            ip_sum += words
+            udp_sum += words
+        put(ETHERNET_BYTES + 10, _complete_all(ip_sum))
+        udp = _complete_all(udp_sum)
+        put(PAYLOAD_AT - 2, np.where(udp == 0, np.uint16(0xFFFF), udp))
+        return frames
+
 
 def flow_client(flow: int) -> Address:
     """The client of a flow."""
@@ -204,6 +238,13 @@ def _in_front(leg: Leg, payload_bytes: int) -> bytes:
             raise ValueError("SPP names a VIP")
         return encode_header(Address(bytes(4), 0), leg.vip)
     return b""
+
+
+def _complete_all(totals: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+    """``_complete`` of each."""
+    while (totals > 0xFFFF).any():
+        totals = (totals & 0xFFFF) + (totals >> 16)
+    return (0xFFFF ^ totals).astype(np.uint16)
 
 
 def _complete(total: int) -> int:

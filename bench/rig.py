@@ -127,9 +127,11 @@ class Rig:
             relay_cpu_s=last_cpu_s[1] - first_cpu_s[1],
         )
 
-    def prime(self, topology: Topology, path: Way, load: Load, mode: Mode = Mode.COUNT) -> Sample:
-        """Two packets of each flow, in order: whoever learns from packets has then seen them all."""
-        packets = 2 * load.flows
+    def prime(
+        self, topology: Topology, path: Way, load: Load, mode: Mode = Mode.COUNT, times: int = 2
+    ) -> Sample:
+        """So many packets of each flow, in order: whoever learns from packets has then seen them all."""
+        packets = times * load.flows
         rate = _PRIME_RATE if load.pids else 1_000_000
         sweep = replace(
             load,

@@ -119,7 +119,7 @@ class Stage:
         )
         is_due = player.primed_at is None or time.monotonic() - player.primed_at > _PRIME_S
         if relay.learns_up and is_due:
-            rig.prime(player.topology, relay.up, load)
+            rig.prime(player.topology, relay.up, load, times=2 if player.primed_at is None else 1)
             player.primed_at = time.monotonic()
         return load
 
@@ -153,6 +153,8 @@ def stage(rig: Rig, names: Sequence[str], flows: int, progress: Progress) -> Ite
                 except (BenchError, OSError) as error:
                     why_not[name] = f"did not start: {error}"
                 else:
-                    players[name] = Player(name, hosts, relay)
+                    # A process has seen its flows when they were made.
+                    primed_at = time.monotonic() if relay.has_process else None
+                    players[name] = Player(name, hosts, relay, primed_at=primed_at)
                     stack.push(attempt.pop_all())
         yield Stage(rig, flows, players, why_not)

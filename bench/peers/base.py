@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from bench.frames import Framing, Leg
+from bench.results import WorkerMemory
 from bench.rig import Rig, Way
 from bench.topology import RELAY_FLEET, TRANSCEIVERS, VIP, Topology
 from wire.keys import KeyRing
@@ -16,7 +17,8 @@ class Relay:
 
     up: client to transceiver; down: back. pids: processes that every packet goes through, none if it is the kernel's.
     workers: those that a new client's packet goes through; keys: what its ufrag is sealed with.
-    refresh: called before each turn; ``learns_up``: it needs a packet of every flow up, at first and now and then.
+    refresh: called before each turn, and may raise BenchError; ``learns_up``: it needs a packet of every flow up now and
+    then, and at first if it has no process. memory: of its worker with all flows.
     """
 
     up: Way
@@ -26,6 +28,7 @@ class Relay:
     learns_up: bool = False
     workers: Sequence[int] = ()
     keys: KeyRing | None = None
+    memory: WorkerMemory | None = None
 
     @property
     def has_process(self) -> bool:

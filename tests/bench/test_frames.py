@@ -2,6 +2,7 @@
 
 import struct
 
+import numpy as np
 import pytest
 
 from bench.frames import (
@@ -64,6 +65,15 @@ def test_frames_are_well_formed(leg: Leg, flow: int, payload_bytes: int) -> None
     assert (payload[0], payload[8:12]) == (0x80, MAGIC)
     assert struct.unpack_from("!H", payload, 2) == (payload_bytes - 20,)
     assert struct.unpack_from("=IQ", payload, 12) == (flow, 123_456_789_012)
+
+
+@pytest.mark.parametrize("leg", LEGS)
+@pytest.mark.parametrize("payload_bytes", [40, 101])
+def test_many_frames_are_made_as_one_is(leg: Leg, payload_bytes: int) -> None:
+    template = make_template(leg, payload_bytes, TO_MAC, FROM_MAC)
+    flows = np.array([0, 15, 16, 500, 999])
+    made = template.fill_many(flows)
+    assert [frame.tobytes() for frame in made] == [template.fill(flow, 0) for flow in flows.tolist()]
 
 
 def test_each_flow_is_of_its_own_client() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.flows import in_order
 from bench.forward import cells_of
 from bench.latency import half_loads
 from bench.plots import draw
@@ -200,6 +201,22 @@ def test_every_payload_is_measured_both_ways() -> None:
     cells = [(cell.payload, cell.direction, cell.condition.name) for cell in cells_of([100, "opus"])]
     assert cells[:4] == [(p, d, "singly") for p in (100, "opus") for d in ("up", "down")]
     assert cells[4:] == [(100, d, c) for c in ("bursts", "own core") for d in ("up", "down")]
+
+
+def test_rows_by_flows_are_in_order() -> None:
+    rows = [
+        row("xdp", 1.0, "down", flows=1000),
+        row("xdp", 1.0, flows=100_000),
+        row("userspace", 1.0, flows=1000),
+        row("xdp", 1.0, flows=1000),
+    ]
+    ordered = [(one.direction, one.flows, one.name) for one in in_order(rows, ["xdp", "userspace"])]
+    assert ordered == [
+        ("up", 1000, "xdp"),
+        ("up", 1000, "userspace"),
+        ("up", 100_000, "xdp"),
+        ("down", 1000, "xdp"),
+    ]
 
 
 def test_tables_show_why_there_is_no_number() -> None:
