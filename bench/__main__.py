@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from bench import breakdown, forward, latency, setup, voice
 from bench import flows as by_flows
-from bench import forward, latency, setup, voice
 from bench.conditions import describe
 from bench.errors import BenchError
 from bench.plots import draw
@@ -169,7 +169,18 @@ def _setup(rig: Rig, options: dict[str, Any]) -> Results:
         return Results(setup=setup.measure_setup(rig, names, clients=options["clients"], progress=shown))
 
 
-MEASURES: dict[str, Measure] = {"forward": _forward, "latency": _latency, "flows": _flows, "setup": _setup}
+def _breakdown(rig: Rig, options: dict[str, Any]) -> Results:
+    with progress("breakdown") as shown:
+        return Results(breakdown=breakdown.measure_breakdown(rig, progress=shown))
+
+
+MEASURES: dict[str, Measure] = {
+    "forward": _forward,
+    "breakdown": _breakdown,
+    "latency": _latency,
+    "flows": _flows,
+    "setup": _setup,
+}
 
 
 def _run(measures: Sequence[Measure], options: dict[str, Any]) -> None:
@@ -231,6 +242,7 @@ def _add_command(name: str, text: str) -> None:
 _add_command(
     "forward", "Packets a second through each peer, both ways, by payload; CPU time a packet at a voice load."
 )
+_add_command("breakdown", "What a userspace worker's time is for: receiving, Python, sending, waiting.")
 _add_command("latency", "Time from client to transceiver at half load.")
 _add_command(
     "flows", "Packets a second by number of flows in random order, and memory of a flow and of a worker."

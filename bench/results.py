@@ -12,6 +12,8 @@ BARE, XDP, GO, USERSPACE, ROUTE = "bare-redirect", "xdp", "go-reference", "users
 OPUS = "opus"
 # What a relay's processes share: a core with the generator, or nothing (``CpuRow``).
 ONE_CORE, OWN_CORE = "one core", "own core"
+# What a worker's time is for, in the order of tables.
+PARTS = ("receive", "Python", "send", "wait", "other")
 # The rows that targets are about.
 PAYLOAD, FLOWS, MANY_FLOWS = 100, 1000, 1_000_000
 
@@ -60,6 +62,30 @@ class CpuRow:
     lost: int | None = None
     times: list[float] = field(default_factory=list)
     why_not: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakdownRow:
+    """What a worker's CPU time is for at full load.
+
+    parts: of the time, by PARTS. softirq: of the time, and within the parts. ns_per_packet: of its CPU time; cpu_share: of
+    its core. stacks: ``outermost;…;innermost`` and how often that was met.
+    """
+
+    name: str
+    direction: str
+    pps: float | None = None
+    cpu_share: float | None = None
+    ns_per_packet: float | None = None
+    samples: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+    softirq: float | None = None
+    stacks: list[tuple[str, int]] = field(default_factory=list)
+    why_not: str = ""
+
+    def ns_of(self, part: str) -> float | None:
+        """Time a packet in a part."""
+        return None if self.ns_per_packet is None else self.ns_per_packet * self.parts[part]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +173,7 @@ class Results:
 
     rows: list[Row] = field(default_factory=list)
     cpu: list[CpuRow] = field(default_factory=list)
+    breakdown: list[BreakdownRow] = field(default_factory=list)
     latency: list[LatencyRow] = field(default_factory=list)
     setup: list[SetupRow] = field(default_factory=list)
     memory: Memory | None = None
@@ -266,6 +293,10 @@ class Results:
             "ratios": {name: round(value, 4) for name, value in self.ratios().items()},
             "targets": [{**target._asdict(), "holds": target.holds} for target in self.targets()],
             "cpu": [asdict(row) for row in self.cpu],
+            "breakdown": [
+                {**asdict(row), "ns": {part: _rounded(row.ns_of(part)) for part in row.parts}}
+                for row in self.breakdown
+            ],
             "latency": [asdict(row) for row in self.latency],
             "setup": [asdict(row) for row in self.setup],
             "memory": self.memory and {**asdict(self.memory), "bytes_per_flow": self.memory.bytes_per_flow},
@@ -283,6 +314,7 @@ class Results:
         return cls(
             rows=[_take(Row, row) for row in document["rows"]],
             cpu=[_take(CpuRow, row) for row in document.get("cpu", [])],
+            breakdown=[_take(BreakdownRow, row) for row in document.get("breakdown", [])],
             latency=[_take(LatencyRow, row) for row in document.get("latency", [])],
             setup=[_take(SetupRow, row) for row in document.get("setup", [])],
             memory=_take(Memory, memory) if memory else None,
@@ -297,6 +329,7 @@ class Results:
         return cls(
             rows=[row for part in parts for row in part.rows],
             cpu=[row for part in parts for row in part.cpu],
+            breakdown=[row for part in parts for row in part.breakdown],
             latency=[row for part in parts for row in part.latency],
             setup=[row for part in parts for row in part.setup],
             memory=next((part.memory for part in reversed(parts) if part.memory), None),

@@ -121,7 +121,7 @@ def userspace(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
             pids=relay.pids,
             refresh=check,
             learns_up=True,
-            workers=relay.pids,
+            workers=[worker],
             keys=relay.keys,
             memory=memory,
         )

@@ -12,6 +12,7 @@ from bench.latency import half_loads
 from bench.plots import draw
 from bench.report import BEGIN, END, as_markdown, replace_block, sheets
 from bench.results import (
+    BreakdownRow,
     CpuRow,
     LatencyRow,
     Memory,
@@ -64,6 +65,19 @@ RESULTS = Results(
         cpu("go-reference", "down", "own core", 5.0, 5.0),
         cpu("userspace", "up", "one core", 1.0),
         cpu("go-reference", "up", "one core", 2.0),
+    ],
+    breakdown=[
+        BreakdownRow(
+            name="userspace",
+            direction="up",
+            pps=5e5,
+            cpu_share=0.99,
+            ns_per_packet=2000.0,
+            samples=100,
+            parts={"receive": 0.2, "Python": 0.3, "send": 0.5, "wait": 0.0, "other": 0.0},
+            softirq=0.1,
+            stacks=[("__x64_sys_sendmmsg;udp_sendmsg", 50), ("user space", 30), ("__x64_sys_recvmmsg", 20)],
+        )
     ],
     latency=[
         LatencyRow(name="kernel-route", rate=10, p50_ns=500.0, cdf=[(400.0, 0.5), (600.0, 1.0)]),
@@ -224,6 +238,12 @@ def test_tables_show_why_there_is_no_number() -> None:
     assert ["coturn", "turnserver is missing"] in [[row[0], row[-1]] for row in rates.rows]
 
 
+def test_tables_tell_of_a_workers_time() -> None:
+    (sheet,) = [sheet for sheet in sheets(RESULTS) if sheet.title.startswith("Where")]
+    cells = dict(zip(sheet.columns, sheet.rows[0], strict=True))
+    assert (cells["receive"], cells["Python"], cells["send"]) == ("20%, 400", "30%, 600", "50%, 1,000")
+
+
 def test_generated_part_of_a_document_is_replaced() -> None:
     document = f"before\n{BEGIN}\nlast year\n{END}\nafter\n"
     block = as_markdown(RESULTS, ["images/bench-peers.svg"])
@@ -239,7 +259,7 @@ def test_generated_part_of_a_document_is_replaced() -> None:
 
 def test_plots_are_drawn_and_are_the_same_again(tmp_path: Path) -> None:
     drawn = draw(RESULTS, tmp_path / "a")
-    kinds = ("peers", "payloads", "flows", "latency")
+    kinds = ("peers", "payloads", "flows", "latency", "breakdown", "flame")
     assert [path.name for path in drawn] == [f"bench-{kind}.svg" for kind in kinds]
     for one, other in zip(drawn, draw(RESULTS, tmp_path / "b"), strict=True):
         assert one.read_bytes() == other.read_bytes()
