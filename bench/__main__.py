@@ -171,7 +171,9 @@ def _setup(rig: Rig, options: dict[str, Any]) -> Results:
 
 def _breakdown(rig: Rig, options: dict[str, Any]) -> Results:
     with progress("breakdown") as shown:
-        return Results(breakdown=breakdown.measure_breakdown(rig, progress=shown))
+        # One sample of many: as long as all rounds together.
+        seconds = options["rounds"] * options["seconds"]
+        return Results(breakdown=breakdown.measure_breakdown(rig, seconds=seconds, progress=shown))
 
 
 MEASURES: dict[str, Measure] = {

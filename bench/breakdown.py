@@ -12,7 +12,6 @@ from bench.rig import Rig, Sample
 from bench.sampler import USER_SPACE, Stacks, sampling
 from bench.stage import OWN_CORE, Stage, stage
 
-_SECONDS = 3.0
 # A frame of the flame graph below this part is not to be seen.
 _VISIBLE = 0.002
 # How the functions of system calls begin, behind the prefix of the architecture.
@@ -25,23 +24,23 @@ _PREFIXES = ("__x64_sys_", "__arm64_sys_", "__se_sys_", "__sys_")
 _SOFTIRQ = ("do_softirq", "__do_softirq", "handle_softirqs")
 
 
-def measure_breakdown(rig: Rig, *, progress: Progress) -> list[BreakdownRow]:
-    """Up and down, 100 bytes."""
+def measure_breakdown(rig: Rig, *, seconds: float, progress: Progress) -> list[BreakdownRow]:
+    """Up and down, 100 bytes, so long each."""
     with stage(rig, [USERSPACE], FLOWS, progress) as made:
         progress.expect(2)
-        return [_measure(made, direction, progress) for direction in (UP, DOWN)]
+        return [_measure(made, direction, seconds, progress) for direction in (UP, DOWN)]
 
 
-def _measure(made: Stage, direction: str, progress: Progress) -> BreakdownRow:
+def _measure(made: Stage, direction: str, seconds: float, progress: Progress) -> BreakdownRow:
     player = made.players.get(USERSPACE)
     if player is None:
         return BreakdownRow(name=USERSPACE, direction=direction, why_not=made.why_not[USERSPACE])
     progress.advance(f"{USERSPACE} {direction}")
     try:
         # Once before, to find the rate of which it delivers most.
-        made.play(player, direction, (PAYLOAD,), OWN_CORE, _SECONDS / 10)
+        made.play(player, direction, (PAYLOAD,), OWN_CORE, seconds / 10)
         with sampling(player.relay.workers[0]) as stacks:
-            sample = made.play(player, direction, (PAYLOAD,), OWN_CORE, _SECONDS)
+            sample = made.play(player, direction, (PAYLOAD,), OWN_CORE, seconds)
     except BenchError as error:
         return BreakdownRow(name=USERSPACE, direction=direction, why_not=str(error))
     return breakdown_row(direction, sample, stacks)
