@@ -132,7 +132,7 @@ class Rig:
     ) -> Sample:
         """So many packets of each flow, in order: whoever learns from packets has then seen them all."""
         packets = times * load.flows
-        rate = _PRIME_RATE if load.pids else 1_000_000
+        rate = load.rate or (_PRIME_RATE if load.pids else 1_000_000)
         sweep = replace(
             load,
             rate=rate,
@@ -152,12 +152,12 @@ class Rig:
         sample = self.run(topology, path, replace(load, rate=rate, mode=Mode.LATENCY))
         return sample, self.sink.histogram() - before
 
-    def place(self, pids: Iterable[int], core: int) -> None:
-        """Have all threads of these processes on one core, before everybody else."""
+    def place(self, pids: Iterable[int], *cores: int) -> None:
+        """Have all threads of these processes on these cores, before everybody else."""
         for pid in pids:
             for thread in list(Path(f"/proc/{pid}/task").iterdir()):
                 with contextlib.suppress(ProcessLookupError):
-                    os.sched_setaffinity(int(thread.name), {core})
+                    os.sched_setaffinity(int(thread.name), cores)
                     os.setpriority(os.PRIO_PROCESS, int(thread.name), _RELAY_NICENESS)
 
     def _cpu_s(self, load: Load) -> tuple[float, float]:

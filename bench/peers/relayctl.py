@@ -24,6 +24,7 @@ from bench.results import USERSPACE, Memory, WorkerMemory
 from bench.rig import Rig, processes
 from bench.topology import FLEET, PUBLIC, RELAY_FLEET, TRANSCEIVERS, VIP, Topology
 from cli.admin import ask
+from host.errors import OperatorError
 from host.keystore import load_keys
 from host.state_dir import StateDir
 from relay.dataplane.bpf.abi import FlowC, FlowKeyC
@@ -55,8 +56,11 @@ class Running:
     keys: KeyRing
 
     def worker(self) -> dict[str, Any]:
-        """The only one, as ``relayctl status --json`` tells of it."""
-        (worker,) = ask(StateDir(self.state_dir), "status")["relay"]["workers"]
+        """The only one, as ``relayctl status --json`` tells of it. Raises BenchError."""
+        try:
+            (worker,) = ask(StateDir(self.state_dir), "status")["relay"]["workers"]
+        except OperatorError as error:
+            raise BenchError(str(error)) from None
         return dict(worker)
 
 
@@ -101,7 +105,7 @@ def userspace(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
     with contextlib.ExitStack() as stack:
         relay = stack.enter_context(start(topology, flows, "--dataplane", "userspace"))
         ways, worker = spp_ways(), relay.worker()["pid"]
-        rig.place([worker], rig.core)
+        rig.place([worker], rig.core, rig.harness_core)
         empty_bytes = _own_bytes(worker)
         make_flows(rig, topology, relay.keys, ways, flows)
         _wait_for(lambda: relay.worker()["assured_flows"] == flows, f"{flows} assured flows")
