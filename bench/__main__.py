@@ -10,19 +10,18 @@ from typing import Any
 
 import click
 
+from bench import breakdown, forward, latency, setup, voice
 from bench import flows as by_flows
-from bench import forward, latency, setup
 from bench.conditions import describe
 from bench.errors import BenchError
 from bench.plots import draw
 from bench.progress import progress
 from bench.report import as_markdown, print_sheets, replace_block
-from bench.results import FLOWS, OPUS, Results
+from bench.results import FLOWS, MANY_FLOWS, OPUS, Results
 from bench.rig import Rig, rig
 from bench.stage import PEERS
 from bench.topology import remove_stale
 
-_MEMORY_FLOWS = 1_000_000
 Measure = Callable[[Rig, dict[str, Any]], Results]
 
 
@@ -85,6 +84,11 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="For setup: new clients of each peer.",
         ),
+        click.option(
+            "--million",
+            is_flag=True,
+            help="For flows: userspace with 1,000,000 flows too, which are made over the wire (some minutes).",
+        ),
         click.option("--json", "as_json", is_flag=True, help="JSON on standard output in place of tables."),
         click.option(
             "--out",
@@ -108,31 +112,43 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _forward(rig: Rig, options: dict[str, Any]) -> Results:
+    names: Sequence[str] = options["only"] or forward.DEFAULT_PEERS
+    rounds, seconds = options["rounds"], options["seconds"]
     with progress("forward") as shown:
         rows = forward.measure_forward(
             rig,
-            options["only"] or forward.DEFAULT_PEERS,
+            names,
             payloads=options["payload"] or forward.DEFAULT_PAYLOADS,
             counts=options["flows"] or [FLOWS],
-            rounds=options["rounds"],
-            seconds=options["seconds"],
+            rounds=rounds,
+            seconds=seconds,
             progress=shown,
         )
-    return Results(rows=rows)
+    with progress("voice load") as shown:
+        compared = [name for name in voice.PEERS if name in names]
+        cpu = voice.measure_voice(rig, compared, rounds=rounds, seconds=seconds, progress=shown)
+    return Results(rows=rows, cpu=cpu)
 
 
 def _flows(rig: Rig, options: dict[str, Any]) -> Results:
     with progress("flows") as shown:
         names: Sequence[str] = options["only"] or by_flows.DEFAULT_PEERS
-        rows = by_flows.measure_flows(
+        counts: Sequence[int] = options["flows"] or by_flows.DEFAULT_FLOWS
+        if options["flows"] or options["million"]:
+            userspace_counts = counts
+        else:
+            userspace_counts = [count for count in counts if count < MANY_FLOWS]
+        rows, worker_memory = by_flows.measure_flows(
             rig,
             names,
-            counts=options["flows"] or by_flows.DEFAULT_FLOWS,
+            counts=counts,
+            userspace_counts=userspace_counts,
             rounds=options["rounds"],
             seconds=options["seconds"],
             progress=shown,
         )
-    return Results(rows=rows, memory=by_flows.measure_memory(_MEMORY_FLOWS) if "xdp" in names else None)
+    memory = by_flows.measure_memory(MANY_FLOWS) if "xdp" in names else None
+    return Results(rows=rows, memory=memory, worker_memory=worker_memory)
 
 
 def _latency(rig: Rig, options: dict[str, Any]) -> Results:
@@ -153,7 +169,20 @@ def _setup(rig: Rig, options: dict[str, Any]) -> Results:
         return Results(setup=setup.measure_setup(rig, names, clients=options["clients"], progress=shown))
 
 
-MEASURES: dict[str, Measure] = {"forward": _forward, "latency": _latency, "flows": _flows, "setup": _setup}
+def _breakdown(rig: Rig, options: dict[str, Any]) -> Results:
+    with progress("breakdown") as shown:
+        # One sample of many: as long as all rounds together.
+        seconds = options["rounds"] * options["seconds"]
+        return Results(breakdown=breakdown.measure_breakdown(rig, seconds=seconds, progress=shown))
+
+
+MEASURES: dict[str, Measure] = {
+    "forward": _forward,
+    "breakdown": _breakdown,
+    "latency": _latency,
+    "flows": _flows,
+    "setup": _setup,
+}
 
 
 def _run(measures: Sequence[Measure], options: dict[str, Any]) -> None:
@@ -212,9 +241,14 @@ def _add_command(name: str, text: str) -> None:
         _run([MEASURES[name]], options)
 
 
-_add_command("forward", "Packets a second through each peer, both ways, by payload.")
+_add_command(
+    "forward", "Packets a second through each peer, both ways, by payload; CPU time a packet at a voice load."
+)
+_add_command("breakdown", "What a userspace worker's time is for: receiving, Python, sending, waiting.")
 _add_command("latency", "Time from client to transceiver at half load.")
-_add_command("flows", "Packets a second by number of flows in random order, and memory of a flow.")
+_add_command(
+    "flows", "Packets a second by number of flows in random order, and memory of a flow and of a worker."
+)
 _add_command("setup", "New clients a second, and the latency of their first packet.")
 
 

@@ -70,32 +70,46 @@ def measure_forward(
     rounds: int,
     seconds: float,
     progress: Progress,
-    measurement: str = "forward",
 ) -> list[Row]:
     """The rows of these peers, with each of these numbers of flows."""
-    cells = cells_of(payloads) if measurement == "forward" else cells_of(payloads)[:2]
     with contextlib.ExitStack() as stack:
         stages = [stack.enter_context(stage(rig, names, count, progress)) for count in counts]
-        turns = [
-            (cell, made, player)
-            for cell in cells
-            for name in names
-            for made in stages
-            if (player := made.players.get(name)) and _applies(cell, player)
-        ]
-        progress.expect(rounds * len(turns))
-        taken = Taken()
-        for number in range(rounds):
-            for cell, made, player in turns:
-                progress.advance(f"round {number + 1} of {rounds}, {player.name} {cell.direction}")
-                taken.take(made, cell, player, seconds)
-        return [
-            _row(measurement, made, name, cell, taken)
-            for cell in cells
-            if cell.condition is SINGLY
-            for made in stages
-            for name in names
-        ]
+        return play_rounds(
+            "forward", stages, names, cells_of(payloads), rounds=rounds, seconds=seconds, progress=progress
+        )
+
+
+def play_rounds(
+    measurement: str,
+    stages: Sequence[Stage],
+    names: Sequence[str],
+    cells: Sequence[Cell],
+    *,
+    rounds: int,
+    seconds: float,
+    progress: Progress,
+) -> list[Row]:
+    """The rows of peers that run: in each round every one has its turns."""
+    turns = [
+        (cell, made, player)
+        for cell in cells
+        for name in names
+        for made in stages
+        if (player := made.players.get(name)) and _applies(cell, player)
+    ]
+    progress.expect(rounds * len(turns))
+    taken = Taken()
+    for number in range(rounds):
+        for cell, made, player in turns:
+            progress.advance(f"round {number + 1} of {rounds}, {player.name} {cell.direction}")
+            taken.take(made, cell, player, seconds)
+    return [
+        _row(measurement, made, name, cell, taken)
+        for cell in cells
+        if cell.condition is SINGLY
+        for made in stages
+        for name in names
+    ]
 
 
 def _applies(cell: Cell, player: Player) -> bool:

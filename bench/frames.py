@@ -7,6 +7,10 @@ A payload looks like RTP and says what it is: the sink counts nothing else. ``c/
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from bench.live_frames import checksum
 from wire.address import Address
@@ -56,6 +60,7 @@ class Leg:
     """Packets from one host to the next; None stands for the flow's own client.
 
     vip: what the SPP header names. ports: the destination's by flow, in place of the one of ``destination``.
+    sources, destinations: how many hosts take turns by flow, from that address on; of one of the two only.
     """
 
     source: Address | None
@@ -63,6 +68,23 @@ class Leg:
     framing: Framing = Framing.PLAIN
     vip: Address | None = None
     ports: tuple[int, ...] = ()
+    sources: int = 1
+    destinations: int = 1
+
+    @property
+    def turns(self) -> int:
+        """How many hosts take turns."""
+        return max(self.sources, self.destinations)
+
+    @property
+    def turn_at(self) -> int:
+        """Where the frame has the host whose turn it is; 0 for nowhere."""
+        return IP_SOURCE_AT if self.sources > 1 else IP_DESTINATION_AT if self.destinations > 1 else 0
+
+    @property
+    def first_of_turns(self) -> Address | None:
+        """The host of flow 0."""
+        return self.source if self.sources > 1 else self.destination
 
     @property
     def host_at(self) -> int:
@@ -111,9 +133,45 @@ class Template:
             port = (leg.ports[flow] if leg.ports else client.port).to_bytes(2, "big")
             frame[leg.port_at : leg.port_at + 2] = port
             udp_sum += sum_words(port)
+        if leg.turn_at:
+            # within the last byte of the address (make_template sees to it), so the sums grow as it does
+            turn = flow % leg.turns
+            frame[leg.turn_at + 3] += turn
+            ip_sum += sum_words(bytes((0, turn)))
+            udp_sum += sum_words(bytes((0, turn)))
         struct.pack_into("=H", frame, ETHERNET_BYTES + 10, _complete(ip_sum))
         struct.pack_into("=H", frame, PAYLOAD_AT - 2, _complete(udp_sum) or 0xFFFF)
         return bytes(frame)
+
+    def fill_many(self, flows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The frames of these flows, one a row, as ``fill`` makes them; time sent is 0."""
+        leg, count = self.leg, len(flows)
+        frames = np.tile(np.frombuffer(self.frame, np.uint8), (count, 1))
+        ip_sum, udp_sum = np.full(count, self.ip_sum), np.full(count, self.udp_sum)
+
+        def put(at: int, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+            frames[:, at : at + values.itemsize] = values.view(np.uint8).reshape(count, -1)
+            words: npt.NDArray[np.int64] = values.view("=u2").reshape(count, -1).sum(axis=1, dtype=np.int64)
+            return words
+
+        udp_sum += put(leg.framing.marker_at + _MARKER_FLOW, flows.astype("=u4"))
+        if leg.host_at:
+            words = put(leg.host_at, (FIRST_CLIENT + flows // FLOWS_A_CLIENT).astype(">u4"))
+            udp_sum += words
+            ip_sum += words if leg.host_at < PAYLOAD_AT else 0
+        if leg.port_at:
+            ports = np.array(leg.ports)[flows] if leg.ports else FIRST_PORT + flows % FLOWS_A_CLIENT
+            udp_sum += put(leg.port_at, ports.astype(">u2"))
+        if leg.turn_at:
+            turns = flows % leg.turns
+            frames[:, leg.turn_at + 3] += turns.astype(np.uint8)
+            words = turns.astype(">u2").view("=u2").astype(np.int64)
+            ip_sum += words
+            udp_sum += words
+        put(ETHERNET_BYTES + 10, _complete_all(ip_sum))
+        udp = _complete_all(udp_sum)
+        put(PAYLOAD_AT - 2, np.where(udp == 0, np.uint16(0xFFFF), udp))
+        return frames
 
 
 def flow_client(flow: int) -> Address:
@@ -129,6 +187,8 @@ def make_template(leg: Leg, payload_bytes: int, to_mac: bytes, from_mac: bytes) 
     payload = _in_front(leg, payload_bytes) + mark(payload_bytes)
     nobody = Address(bytes(4), 0)
     source, destination = leg.source or nobody, leg.destination or nobody
+    if leg.turn_at and (source, destination)[leg.turn_at == IP_DESTINATION_AT].host[-1] + leg.turns > 256:
+        raise ValueError(f"{leg.turns} hosts from {leg.first_of_turns} on are not of one /24")
     if leg.ports:
         destination = Address(destination.host, 0)
     ip, udp, pseudo = _headers(source, destination, len(payload))
@@ -178,6 +238,13 @@ def _in_front(leg: Leg, payload_bytes: int) -> bytes:
             raise ValueError("SPP names a VIP")
         return encode_header(Address(bytes(4), 0), leg.vip)
     return b""
+
+
+def _complete_all(totals: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+    """``_complete`` of each."""
+    while (totals > 0xFFFF).any():
+        totals = (totals & 0xFFFF) + (totals >> 16)
+    return (0xFFFF ^ totals).astype(np.uint16)
 
 
 def _complete(total: int) -> int:

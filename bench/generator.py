@@ -66,6 +66,8 @@ class Job:
             "framing": int(leg.framing),
             "vip": leg.vip and str(leg.vip),
             "ports": leg.ports,
+            "sources": leg.sources,
+            "destinations": leg.destinations,
         }
         return message
 
@@ -73,11 +75,11 @@ class Job:
     def from_message(cls, message: dict[str, Any]) -> "Job":
         """The inverse of ``to_message``."""
         leg = message["leg"]
-        parsed = {
+        addresses = {
             name: Address.parse(leg[name]) if leg[name] else None for name in ("source", "destination", "vip")
         }
-        framing = Framing(leg["framing"])
-        made = Leg(**parsed, framing=framing, ports=tuple(leg["ports"]))
+        rest = {"framing": Framing(leg["framing"]), "ports": tuple(leg["ports"])}
+        made = Leg(**{**leg, **addresses, **rest})
         return cls(**{**message, "leg": made, "payloads": tuple(message["payloads"])})
 
     def templates(self) -> list[Template]:
@@ -109,6 +111,8 @@ class Program:
                 f"-DPORT_AT={leg.port_at}",
                 f"-DIP_HAS_HOST={int(0 < leg.host_at < PAYLOAD_AT)}",
                 f"-DHAS_PORTS={int(bool(leg.ports))}",
+                f"-DTURN_AT={leg.turn_at}",
+                f"-DTURNS={leg.turns}U",
                 f"-DMIXED={int(mixed)}",
                 f"-DFIRST_CLIENT={FIRST_CLIENT}U",
                 f"-DFIRST_PORT={FIRST_PORT}",
@@ -163,6 +167,8 @@ def _run(job: Job, programs: dict[Any, Program]) -> Report:
         job.leg.host_at,
         job.leg.port_at,
         bool(job.leg.ports),
+        job.leg.turn_at,
+        job.leg.turns,
         len(set(job.payloads)) > 1,
     )
     if form not in programs:

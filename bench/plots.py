@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.results import DOWN, FLOWS, PAYLOAD, UP, Results, Row
+from bench.results import DOWN, FLOWS, PARTS, PAYLOAD, UP, BreakdownRow, Results, Row
 
 _UP_COLOR, _DOWN_COLOR = "#2563a8", "#c8792b"
+_COLORS = ("#f4b183", "#f6c28b", "#f2a477", "#f8d39a", "#eeb98f")
+# A smaller part has no room for its name; in a flame graph, letters of the whole width, and the fewest that say something.
+_LABELLED = 0.04
+_LETTERS, _LEAST_LETTERS = 230, 4
 
 
 def draw(results: Results, directory: Path) -> list[Path]:
@@ -26,6 +30,8 @@ def draw(results: Results, directory: Path) -> list[Path]:
         ("bench-payloads", _payloads),
         ("bench-flows", _flows),
         ("bench-latency", _latency),
+        ("bench-breakdown", _breakdown),
+        ("bench-flame", _flame),
     ):
         path = directory / f"{name}.svg"
         if plot(results, path):
@@ -134,6 +140,65 @@ def _latency(results: Results, path: Path) -> bool:
     axes.legend(frameon=False, loc="lower right")
     _save(figure, path)
     return True
+
+
+def _breakdown(results: Results, path: Path) -> bool:
+    rows = [row for row in results.breakdown if row.parts]
+    if not rows:
+        return False
+    figure, axes = _axes("A userspace worker's CPU time at full load", "", "ns a packet")
+    names, bottoms = [row.direction for row in rows], [0.0] * len(rows)
+    for part in PARTS:
+        heights = [row.ns_of(part) or 0.0 for row in rows]
+        bars = axes.bar(names, heights, 0.5, bottom=bottoms, label=part)
+        labels = [f"{part} {row.parts[part]:.0%}" if row.parts[part] > _LABELLED else "" for row in rows]
+        axes.bar_label(bars, labels, label_type="center", fontsize=8)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+    return True
+
+
+def _flame(results: Results, path: Path) -> bool:
+    """Callers below what they call; widths are parts of the time."""
+    from matplotlib import pyplot
+
+    rows = [row for row in results.breakdown if row.stacks]
+    if not rows:
+        return False
+    figure, all_axes = pyplot.subplots(
+        len(rows), figsize=(12, 6 * len(rows)), layout="constrained", squeeze=False
+    )
+    for row, axes in zip(rows, all_axes[:, 0], strict=True):
+        axes.set_title(f"Kernel stacks of a {row.name} worker, {row.direction}", loc="left")
+        axes.set_axis_off()
+        for left, depth, width, name in flame_boxes(row):
+            color = _COLORS[sum(name.encode()) % len(_COLORS)]
+            axes.barh(depth, width, 0.95, left, align="edge", color=color, edgecolor="white", linewidth=0.3)
+            room = int(width * _LETTERS)
+            if room > _LEAST_LETTERS:
+                axes.text(left + 0.001, depth + 0.45, name[:room], fontsize=6, va="center")
+    _save(figure, path)
+    return True
+
+
+def flame_boxes(row: BreakdownRow) -> list[tuple[float, int, float, str]]:
+    """Left edge, depth, width and name of each box; all that is at the bottom together is 1 wide."""
+    total = sum(count for _, count in row.stacks)
+    widths: dict[tuple[str, ...], float] = {}
+    for text, count in row.stacks:
+        stack = tuple(text.split(";"))
+        for depth in range(1, len(stack) + 1):
+            widths[stack[:depth]] = widths.get(stack[:depth], 0.0) + count / total
+    boxes = []
+    # By its path each comes behind its caller and beside its siblings.
+    filled: dict[tuple[str, ...], float] = {(): 0.0}
+    for stack in sorted(widths):
+        left = filled[stack[:-1]]
+        filled[stack[:-1]] = left + widths[stack]
+        filled[stack] = left
+        boxes.append((left, len(stack) - 1, widths[stack], stack[-1]))
+    return boxes
 
 
 def _short(value: float) -> str:

@@ -10,6 +10,10 @@ _T = TypeVar("_T")
 UP, DOWN = "up", "down"
 BARE, XDP, GO, USERSPACE, ROUTE = "bare-redirect", "xdp", "go-reference", "userspace", "kernel-route"
 OPUS = "opus"
+# What a relay's processes share: a core with the generator, or nothing (``CpuRow``).
+ONE_CORE, OWN_CORE = "one core", "own core"
+# What a worker's time is for, in the order of tables.
+PARTS = ("receive", "Python", "send", "wait", "other")
 # The rows that targets are about.
 PAYLOAD, FLOWS, MANY_FLOWS = 100, 1000, 1_000_000
 
@@ -40,6 +44,48 @@ class Row:
     def ns_per_packet(self) -> float | None:
         """Of the core that generator, relay and sink share."""
         return nanoseconds(self.pps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuRow:
+    """CPU time of a relay's processes at the rate of so many calls, µs a packet that was delivered; medians over rounds.
+
+    condition: whether the processes have a core of their own. offered: packets/s. times: µs of each round that counts.
+    """
+
+    name: str
+    direction: str
+    condition: str
+    offered: int
+    pps: float | None = None
+    cpu_us_per_packet: float | None = None
+    lost: int | None = None
+    times: list[float] = field(default_factory=list)
+    why_not: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakdownRow:
+    """What a worker's CPU time is for at full load.
+
+    parts: of the time, by PARTS. softirq: of the time, and within the parts. ns_per_packet: of its CPU time; cpu_share: of
+    its core. stacks: ``outermost;…;innermost`` and how often that was met.
+    """
+
+    name: str
+    direction: str
+    pps: float | None = None
+    cpu_share: float | None = None
+    ns_per_packet: float | None = None
+    samples: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+    softirq: float | None = None
+    stacks: list[tuple[str, int]] = field(default_factory=list)
+    why_not: str = ""
+
+    def ns_of(self, part: str) -> float | None:
+        """Time a packet in a part."""
+        return None if self.ns_per_packet is None else self.ns_per_packet * self.parts[part]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +131,26 @@ class Memory:
         return self.map_bytes / self.max_flows
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerMemory:
+    """Of a worker that forwards in userspace: what no other process shares with it, without and with that many flows."""
+
+    name: str
+    flows: int
+    empty_bytes: int
+    full_bytes: int
+
+    @property
+    def mb(self) -> float:
+        """All of it, with its flows."""
+        return self.full_bytes / 1e6
+
+    @property
+    def bytes_per_flow(self) -> float:
+        """What the flows added."""
+        return (self.full_bytes - self.empty_bytes) / self.flows
+
+
 class Target(NamedTuple):
     """A number to reach; ``value`` is None where it was not measured."""
 
@@ -106,9 +172,12 @@ class Results:
     """All of a run, or of several that were put together."""
 
     rows: list[Row] = field(default_factory=list)
+    cpu: list[CpuRow] = field(default_factory=list)
+    breakdown: list[BreakdownRow] = field(default_factory=list)
     latency: list[LatencyRow] = field(default_factory=list)
     setup: list[SetupRow] = field(default_factory=list)
     memory: Memory | None = None
+    worker_memory: list[WorkerMemory] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
 
     def find(
@@ -132,7 +201,7 @@ class Results:
         return None if ours is None or theirs is None else ours - theirs
 
     def ratios(self) -> dict[str, float]:
-        """Of delivered packets/s, 100 bytes and 1000 flows; of those that were measured."""
+        """Of delivered packets/s, 100 bytes and 1000 flows if nothing else is said; of those that were measured."""
         found: dict[str, float] = {}
         for one, other in ((XDP, BARE), (XDP, GO), (USERSPACE, GO)):
             for direction, suffix in ((UP, ""), (DOWN, " down")):
@@ -143,17 +212,50 @@ class Results:
                     mine = _of(a, "pps" if one == XDP else "pps_own_core")
                     found |= _ratio(f"{one}/{other}{suffix} own core", mine, _of(b, "pps_own_core"))
         for direction, suffix in ((UP, ""), (DOWN, " down")):
+            a, b = (self.find("forward", name, direction, OPUS) for name in (USERSPACE, GO))
+            found |= _ratio_of_rows(f"{USERSPACE}/{GO}{suffix} opus", a, b)
             many, few = (self.find("flows", XDP, direction, flows=n) for n in (MANY_FLOWS, FLOWS))
             found |= _ratio_of_rows(f"xdp 1M/1k flows{suffix}", many, few)
         ours, routed = (
             next((row.p50_ns for row in self.latency if row.name == name), None) for name in (XDP, ROUTE)
         )
-        return found | _ratio("xdp/kernel-route latency p50", ours, routed)
+        found |= _ratio("xdp/kernel-route latency p50", ours, routed)
+        return found | self._cpu_ratios()
+
+    def _cpu_ratios(self) -> dict[str, float]:
+        """Of CPU time a packet: of both ways together, and each way."""
+        found: dict[str, float] = {}
+        for condition, suffix in ((OWN_CORE, ""), (ONE_CORE, f", {ONE_CORE}")):
+            times = {
+                (name, direction): next(
+                    (
+                        row.times
+                        for row in self.cpu
+                        if (row.name, row.direction, row.condition) == (name, direction, condition)
+                    ),
+                    [],
+                )
+                for name in (USERSPACE, GO)
+                for direction in (UP, DOWN)
+            }
+            for ways, way in (((UP, DOWN), ""), ((UP,), " up"), ((DOWN,), " down")):
+                # Rounds side by side: in each, all four had their turns within seconds.
+                ours, theirs = (
+                    list(map(sum, zip(*(times[name, direction] for direction in ways), strict=False)))
+                    for name in (USERSPACE, GO)
+                )
+                if ours and theirs:
+                    parts = [a / b for a, b in zip(ours, theirs, strict=False)]
+                    found[f"{USERSPACE}/{GO} cpu time a packet{way}{suffix}"] = float(median(parts))
+        return found
 
     def targets(self) -> list[Target]:
         """What this project set out to reach."""
         ratios = self.ratios()
         bytes_per_flow = self.memory.bytes_per_flow if self.memory else None
+        mb = next((one.mb for one in self.worker_memory if one.flows == MANY_FLOWS), None)
+        new = {row.name: row.flows_per_s for row in self.setup}
+        ours = f"{USERSPACE}/{GO}"
         return [
             Target("xdp / bare-redirect, up", 0.80, True, ratios.get("xdp/bare-redirect")),
             Target("xdp / bare-redirect, down", 0.75, True, ratios.get("xdp/bare-redirect down")),
@@ -163,6 +265,18 @@ class Results:
             Target(
                 "xdp / kernel-route, latency p50", 1.15, False, ratios.get("xdp/kernel-route latency p50")
             ),
+            Target("userspace / go-reference, up", 3, True, ratios.get(ours)),
+            Target("userspace / go-reference, up, Opus mix", 2, True, ratios.get(f"{ours} opus")),
+            Target("userspace / go-reference, down", 1.2, True, ratios.get(f"{ours} down")),
+            Target(
+                "userspace / go-reference, CPU time a packet, 1 k flows of 50 packets/s",
+                0.5,
+                False,
+                ratios.get(f"{ours} cpu time a packet"),
+            ),
+            Target("new flows/s of one worker, userspace", 25_000, True, new.get(USERSPACE)),
+            Target("new flows/s of one worker, xdp", 25_000, True, new.get(XDP)),
+            Target("MB of a userspace worker with 1 M flows", 400, False, mb),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -178,9 +292,18 @@ class Results:
             ],
             "ratios": {name: round(value, 4) for name, value in self.ratios().items()},
             "targets": [{**target._asdict(), "holds": target.holds} for target in self.targets()],
+            "cpu": [asdict(row) for row in self.cpu],
+            "breakdown": [
+                {**asdict(row), "ns": {part: _rounded(row.ns_of(part)) for part in row.parts}}
+                for row in self.breakdown
+            ],
             "latency": [asdict(row) for row in self.latency],
             "setup": [asdict(row) for row in self.setup],
             "memory": self.memory and {**asdict(self.memory), "bytes_per_flow": self.memory.bytes_per_flow},
+            "worker_memory": [
+                {**asdict(one), "mb": round(one.mb, 1), "bytes_per_flow": round(one.bytes_per_flow)}
+                for one in self.worker_memory
+            ],
             "conditions": self.conditions,
         }
 
@@ -190,9 +313,12 @@ class Results:
         memory = document.get("memory")
         return cls(
             rows=[_take(Row, row) for row in document["rows"]],
+            cpu=[_take(CpuRow, row) for row in document.get("cpu", [])],
+            breakdown=[_take(BreakdownRow, row) for row in document.get("breakdown", [])],
             latency=[_take(LatencyRow, row) for row in document.get("latency", [])],
             setup=[_take(SetupRow, row) for row in document.get("setup", [])],
             memory=_take(Memory, memory) if memory else None,
+            worker_memory=[_take(WorkerMemory, one) for one in document.get("worker_memory", [])],
             conditions=document["conditions"],
         )
 
@@ -202,9 +328,12 @@ class Results:
         parts = list(parts)
         return cls(
             rows=[row for part in parts for row in part.rows],
+            cpu=[row for part in parts for row in part.cpu],
+            breakdown=[row for part in parts for row in part.breakdown],
             latency=[row for part in parts for row in part.latency],
             setup=[row for part in parts for row in part.setup],
             memory=next((part.memory for part in reversed(parts) if part.memory), None),
+            worker_memory=[one for part in parts for one in part.worker_memory],
             conditions={name: value for part in parts for name, value in part.conditions.items()},
         )
 

@@ -44,6 +44,7 @@ class Sample:
     """One measurement: packets that arrived, and seconds, in the window; all that were offered and did not arrive.
 
     core_share: how much of the core generator and relay had; the rest was taken by what else this machine does.
+    relay_cpu_s: what the relay's processes alone had in the window.
     """
 
     delivered: int
@@ -52,11 +53,17 @@ class Sample:
     lost: int
     wrong: int
     core_share: float
+    relay_cpu_s: float
 
     @property
     def pps(self) -> float:
         """Packets delivered a second."""
         return self.delivered / self.seconds
+
+    @property
+    def cpu_us_per_packet(self) -> float:
+        """The relay's, of those packets that were delivered."""
+        return self.relay_cpu_s * 1e6 / self.delivered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +111,9 @@ class Rig:
         before = self.sink.count()
         self._start(_job(topology, path, load, self.core))
         time.sleep(_WARM_UP_S)
-        pids = [self._generator.pid, *load.pids]
-        first, first_at, first_cpu_s = self.sink.count(), time.monotonic(), _cpu_s(pids)
+        first, first_at, first_cpu_s = self.sink.count(), time.monotonic(), self._cpu_s(load)
         time.sleep(load.seconds)
-        last, last_at, last_cpu_s = self.sink.count(), time.monotonic(), _cpu_s(pids)
+        last, last_at, last_cpu_s = self.sink.count(), time.monotonic(), self._cpu_s(load)
         report = self._finish()
         time.sleep(_SETTLE_S)
         after = self.sink.count()
@@ -117,13 +123,16 @@ class Rig:
             offered=report.offered,
             lost=max(0, report.offered - (after.delivered - before.delivered)),
             wrong=after.wrong - before.wrong,
-            core_share=(last_cpu_s - first_cpu_s) / (last_at - first_at),
+            core_share=(sum(last_cpu_s) - sum(first_cpu_s)) / (last_at - first_at),
+            relay_cpu_s=last_cpu_s[1] - first_cpu_s[1],
         )
 
-    def prime(self, topology: Topology, path: Way, load: Load, mode: Mode = Mode.COUNT) -> Sample:
-        """Two packets of each flow, in order: whoever learns from packets has then seen them all."""
-        packets = 2 * load.flows
-        rate = _PRIME_RATE if load.pids else 1_000_000
+    def prime(
+        self, topology: Topology, path: Way, load: Load, mode: Mode = Mode.COUNT, times: int = 2
+    ) -> Sample:
+        """So many packets of each flow, in order: whoever learns from packets has then seen them all."""
+        packets = times * load.flows
+        rate = load.rate or (_PRIME_RATE if load.pids else 1_000_000)
         sweep = replace(
             load,
             rate=rate,
@@ -143,13 +152,17 @@ class Rig:
         sample = self.run(topology, path, replace(load, rate=rate, mode=Mode.LATENCY))
         return sample, self.sink.histogram() - before
 
-    def place(self, pids: Iterable[int], core: int) -> None:
-        """Have all threads of these processes on one core, before everybody else."""
+    def place(self, pids: Iterable[int], *cores: int) -> None:
+        """Have all threads of these processes on these cores, before everybody else."""
         for pid in pids:
             for thread in list(Path(f"/proc/{pid}/task").iterdir()):
                 with contextlib.suppress(ProcessLookupError):
-                    os.sched_setaffinity(int(thread.name), {core})
+                    os.sched_setaffinity(int(thread.name), cores)
                     os.setpriority(os.PRIO_PROCESS, int(thread.name), _RELAY_NICENESS)
+
+    def _cpu_s(self, load: Load) -> tuple[float, float]:
+        """Of the generator, and of the relay."""
+        return _cpu_s([self._generator.pid]), _cpu_s(load.pids)
 
     def _start(self, job: Job) -> None:
         assert self._generator.stdin is not None

@@ -4,7 +4,6 @@ Frames are made beforehand, each with a sealed ufrag of its own, and sent by a p
 sink notes when each came to the transceiver. The relay's process has a core of its own, as the sender needs one.
 """
 
-import contextlib
 import socket
 import time
 from collections.abc import Sequence
@@ -12,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from bench.delivery import deliver, packet_socket
 from bench.errors import BenchError
-from bench.frames import flow_client, transaction_id, udp_frame
+from bench.frames import flow_client, udp_frame
 from bench.live_frames import mac_bytes
-from bench.peers.relayctl import sealed_check
+from bench.peers.flow_maker import sealed_check
 from bench.progress import Progress
 from bench.results import SetupRow
 from bench.rig import Rig
@@ -29,9 +29,6 @@ DEFAULT_CLIENTS = 20_000
 # Behind those that a peer makes at its start.
 _FIRST_FLOW = 1024
 MAX_CLIENTS = MAX_LEARNED - _FIRST_FLOW
-# Few enough for every queue on the way, enough to keep the worker busy.
-_OUTSTANDING = 64
-_STALL_S = 0.5
 _PAUSE_S = 0.001
 _SETTLE_S = 0.2
 
@@ -59,11 +56,8 @@ def _measure(rig: Rig, player: Player, clients: int, progress: Progress) -> Setu
     rig.place(player.relay.workers, rig.core)
     rig.sink.expect(player.relay.up.arrives, Mode.ARRIVALS)
     rig.sink.forget_arrivals()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(player.topology.client)
-        sock = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
-        sock.bind((ETH, 0))
-        rate = _admit(rig, sock, frames[:half])
+    with packet_socket(player.topology.client) as sock:
+        rate = half / deliver(rig.sink, sock, frames[:half])
         progress.advance(f"{player.name}, {clients - half} clients one at a time")
         sent_ns = _send_paced(sock, frames[half:])
     time.sleep(_SETTLE_S)
@@ -87,25 +81,9 @@ def first_packets(player: Player, clients: int) -> list[bytes]:
     to_mac = mac_bytes(player.topology.relay.mac(PUBLIC))
     from_mac = mac_bytes(player.topology.client.mac(ETH))
     return [
-        udp_frame(flow_client(flow), VIP, sealed_check(keys, transaction_id(flow)), to_mac, from_mac)
+        udp_frame(flow_client(flow), VIP, sealed_check(keys, flow), to_mac, from_mac)
         for flow in range(_FIRST_FLOW, _FIRST_FLOW + clients)
     ]
-
-
-def _admit(rig: Rig, sock: socket.socket, frames: Sequence[bytes]) -> float:
-    """Clients a second while a few are always waiting. Raises BenchError if some are never admitted."""
-    before, sent, done = rig.sink.count().delivered, 0, 0
-    started = progressed = time.monotonic()
-    while done < len(frames):
-        for frame in frames[sent : min(len(frames), done + _OUTSTANDING)]:
-            sock.send(frame)
-            sent += 1
-        admitted, now = rig.sink.count().delivered - before, time.monotonic()
-        if admitted > done:
-            done, progressed = admitted, now
-        elif now - progressed > _STALL_S:
-            raise BenchError(f"of {sent} clients {sent - done} were not admitted")
-    return done / (progressed - started)
 
 
 def _send_paced(sock: socket.socket, frames: Sequence[bytes]) -> npt.NDArray[np.int64]:

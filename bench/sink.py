@@ -53,6 +53,9 @@ class _Expectation(ctypes.Structure):
         ("port_at", ctypes.c_uint32),
         ("fixed_at", ctypes.c_uint32),
         ("fixed", ctypes.c_uint32),
+        ("turn_at", ctypes.c_uint32),
+        ("turns", ctypes.c_uint32),
+        ("first_of_turns", ctypes.c_uint32),
     )
 
 
@@ -102,8 +105,9 @@ class Sink:
             assert leg.source is not None
             fixed_at, fixed = SOURCE_PORT_AT, leg.source.port
         in_frame = int.from_bytes(fixed.to_bytes(2, "big"), sys.byteorder)
-        expected = _Expectation(mode, leg.framing.marker_at, leg.host_at, leg.port_at, fixed_at, in_frame)
-        self._expected.put(0, expected)
+        first = int.from_bytes(leg.first_of_turns.host, "big") if leg.first_of_turns else 0
+        at = (leg.framing.marker_at, leg.host_at, leg.port_at, fixed_at)
+        self._expected.put(0, _Expectation(mode, *at, in_frame, leg.turn_at, leg.turns, first))
 
     def count(self) -> Count:
         """Since the beginning, on all CPUs."""

@@ -1,7 +1,7 @@
-"""Three hosts as network namespaces: client, relay, transceiver. Each peer has three of its own.
+"""Three hosts as network namespaces: client, relay, transceivers. Each peer has three of its own.
 
 The relay has two interfaces, ``public`` and ``fleet``; the others have ``eth0``. Neighbours are permanent, so that no
-measurement meets an ARP. Clients of all flows live behind the client host.
+measurement meets an ARP. Clients of all flows live behind the client host; the four transceivers are four addresses of one host.
 """
 
 import contextlib
@@ -21,7 +21,9 @@ from wire.address import Address
 VIP = Address.parse("203.0.113.10:3478")
 CLIENT_HOST = Address.parse("203.0.113.2:0")
 RELAY_FLEET = Address.parse("198.51.100.1:6000")
-TRANSCEIVER = Address.parse("198.51.100.2:5000")
+# Flow i is that of transceiver i % 4; peers that know one destination only have the first.
+TRANSCEIVERS = tuple(Address.parse(f"198.51.100.{host}:5000") for host in range(2, 6))
+TRANSCEIVER = TRANSCEIVERS[0]
 PUBLIC, FLEET, ETH = "public", "fleet", "eth0"
 _PREFIX = "relaybench"
 _NAME = re.compile(rf"{_PREFIX}-(\d+)-\w+-\w+")
@@ -153,14 +155,15 @@ def _configure(made: Topology) -> None:
         (client, ETH, CLIENT_HOST),
         (relay, PUBLIC, VIP),
         (relay, FLEET, RELAY_FLEET),
-        (transceiver, ETH, TRANSCEIVER),
+        *((transceiver, ETH, address) for address in TRANSCEIVERS),
     ):
         host.add_address(interface, address)
         host.write_sysctl(f"net/ipv4/conf/{interface}/rp_filter", "0")
     relay.write_sysctl("net/ipv4/ip_forward", "1")
     client.add_neighbour(ETH, VIP, relay.mac(PUBLIC))
     relay.add_neighbour(PUBLIC, CLIENT_HOST, client.mac(ETH))
-    relay.add_neighbour(FLEET, TRANSCEIVER, transceiver.mac(ETH))
+    for address in TRANSCEIVERS:
+        relay.add_neighbour(FLEET, address, transceiver.mac(ETH))
     transceiver.add_neighbour(ETH, RELAY_FLEET, relay.mac(FLEET))
     relay.ip.route("add", dst=CLIENT_NETWORK, gateway=str(CLIENT_HOST.ip), oif=relay.index(PUBLIC))
     transceiver.ip.route("add", dst="default", gateway=str(RELAY_FLEET.ip), oif=transceiver.index(ETH))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* Packets of many flows: each test run of this program sends one frame, or waits by dropping it. The loader
  * gives what bench/frames.py computes: HEADER_BYTES, MARKER_AT, HOST_AT, PORT_AT, IP_HAS_HOST, HAS_PORTS,
- * MIXED, FIRST_CLIENT, FIRST_PORT, MAX_PORTS.
+ * TURN_AT, TURNS, MIXED, FIRST_CLIENT, FIRST_PORT, MAX_PORTS.
  */
 #include <uapi/linux/bpf.h>
 
@@ -133,6 +133,14 @@ static __always_inline int write_frame(struct xdp_md *ctx, const struct template
 #if PORT_AT
 	*(__u16 *)(data + PORT_AT) = port;
 	udp_sum += port;
+#endif
+#if TURN_AT
+	/* Within the last byte of the address, so the sums grow as it does. */
+	__u32 turn = flow % TURNS;
+
+	*(__u8 *)(data + TURN_AT + 3) += turn;
+	ip_sum += bpf_htons(turn);
+	udp_sum += bpf_htons(turn);
 #endif
 	*(__u16 *)(data + IP_CHECK_AT) = fold(ip_sum);
 	udp_sum = fold(udp_sum);

@@ -21,7 +21,9 @@ enum mode {
 	ARRIVALS = 3,
 };
 
-/* Where things stand in a frame that is relayed rightly; `host_at` 0: the flow's client is nowhere in it. */
+/* Where things stand in a frame that is relayed rightly; `host_at` 0: the flow's client is nowhere in it.
+ * `turn_at`: an address that is one of `turns` by flow, 0 if it is always the same.
+ */
 struct expectation {
 	__u32 mode;
 	__u32 marker_at;
@@ -29,6 +31,9 @@ struct expectation {
 	__u32 port_at;
 	__u32 fixed_at;
 	__u32 fixed;
+	__u32 turn_at;
+	__u32 turns;
+	__u32 first_of_turns;
 };
 
 enum count {
@@ -66,6 +71,9 @@ static __always_inline int is_right(struct xdp_md *ctx, const struct expectation
 	if (udp_length != length + expected->marker_at - PAYLOAD_AT + 8)
 		return 0;
 	if (half_at(ctx, expected->fixed_at) != expected->fixed)
+		return 0;
+	if (expected->turn_at &&
+	    word_at(ctx, expected->turn_at) != bpf_htonl(expected->first_of_turns + flow % expected->turns))
 		return 0;
 	if (!expected->host_at)
 		return 1;

@@ -11,7 +11,7 @@ from bench.errors import PeerUnavailableError
 from bench.peers.base import Relay, spp_ways
 from bench.peers.process import is_bound, need, running, take_redirected
 from bench.rig import Rig, processes
-from bench.topology import RELAY_FLEET, TRANSCEIVER, VIP, Topology
+from bench.topology import RELAY_FLEET, TRANSCEIVERS, VIP, Topology
 
 _SOURCE = Path(__file__).with_name("go_relay.go")
 _LIFE_S = 7200  # it ends by itself, if nobody ends it
@@ -35,7 +35,7 @@ def go_reference(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
         if built.returncode:
             raise PeerUnavailableError(f"go build: {built.stderr.strip()[-300:]}")
         command = [str(program), "-w=1", f"-t={_LIFE_S}"]
-        command += [f"-pub={VIP}", f"-up={RELAY_FLEET}", f"-trx={TRANSCEIVER}"]
+        command += [f"-pub={VIP}", f"-up={RELAY_FLEET}", f"-trx={','.join(map(str, TRANSCEIVERS))}"]
         with running(
             topology.relay, command, Path(directory, "log"), lambda _: is_bound(topology.relay, VIP.port)
         ) as process:

@@ -1,4 +1,5 @@
-// bench/peers: a copy of the published design in Go, unchanged in what it does for a packet.
+// bench/peers: a copy of the published design in Go, unchanged in what it does for a packet. Flows are spread over
+// several transceivers when they are learned, by the client's port, as the benchmark's sink expects.
 // Reference relay: the design of the published post in Go. SO_REUSEPORT workers, one locked OS thread each,
 // preallocated buffers, one map lookup per packet, no batching, no kernel bypass.
 package main
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -36,7 +38,10 @@ func main() {
 	workers := flag.Int("w", 1, "")
 	secs := flag.Int("t", 8, "")
 	flag.Parse()
-	dst := netip.MustParseAddrPort(*trx)
+	var dsts []netip.AddrPort
+	for _, text := range strings.Split(*trx, ",") {
+		dsts = append(dsts, netip.MustParseAddrPort(text))
+	}
 	vip := netip.MustParseAddrPort(*pub)
 	for w := 0; w < *workers; w++ {
 		go func() {
@@ -64,7 +69,7 @@ func main() {
 				src = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
 				d, ok := flows[src]
 				if !ok {
-					d = dst
+					d = dsts[int(src.Port())%len(dsts)]
 					flows[src] = d
 				}
 				binary.BigEndian.PutUint16(buf, 0x56ec)

@@ -3,8 +3,6 @@
 
 import contextlib
 import ctypes
-import os
-import socket
 import sys
 import tempfile
 import time
@@ -15,14 +13,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from bench.errors import BenchError
-from bench.frames import FIRST_CLIENT, FIRST_PORT, FLOWS_A_CLIENT, flow_client
+from bench.frames import FIRST_CLIENT, FIRST_PORT, FLOWS_A_CLIENT
 from bench.peers.base import Relay, spp_ways
+from bench.peers.flow_maker import make_flows
 from bench.peers.process import running, take_redirected
-from bench.results import Memory
+from bench.results import USERSPACE, Memory, WorkerMemory
 from bench.rig import Rig, processes
-from bench.topology import FLEET, PUBLIC, RELAY_FLEET, TRANSCEIVER, VIP, Topology
+from bench.topology import FLEET, PUBLIC, RELAY_FLEET, TRANSCEIVERS, VIP, Topology
+from cli.admin import ask
+from host.errors import OperatorError
 from host.keystore import load_keys
 from host.state_dir import StateDir
 from relay.dataplane.bpf.abi import FlowC, FlowKeyC
@@ -30,9 +32,6 @@ from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.bpf.programs import RelayPrograms
 from relay.dataplane.bpf.syscall import update_batch
 from wire.keys import KeyRing
-from wire.spp import encode_header
-from wire.stun import write_binding_request
-from wire.ufrag import RouteHint, derive_ice_pwd, seal_ufrag
 
 RELAYCTL = Path(sys.executable).with_name("relayctl")
 _CONFIG = """
@@ -44,7 +43,6 @@ unknown_burst = 1000000
 max_assured_flows = {max_flows}
 max_provisional_flows = 131072
 """
-_MEDIA = b"\x80\x6f" + bytes(98)
 _BATCH = 65_536
 _KNOWN_S = 15.0
 
@@ -56,6 +54,14 @@ class Running:
     pids: list[int]
     state_dir: Path
     keys: KeyRing
+
+    def worker(self) -> dict[str, Any]:
+        """The only one, as ``relayctl status --json`` tells of it. Raises BenchError."""
+        try:
+            (worker,) = ask(StateDir(self.state_dir), "status")["relay"]["workers"]
+        except OperatorError as error:
+            raise BenchError(str(error)) from None
+        return dict(worker)
 
 
 @contextlib.contextmanager
@@ -76,18 +82,19 @@ def start(topology: Topology, flows: int, *arguments: str) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def xdp(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
-    """Assured flows are forwarded by XDP; the worker makes one flow, for the relay to find the transceiver's host."""
+    """Assured flows are forwarded by XDP; the worker makes a flow of each transceiver, for the relay to find their hosts."""
     interfaces = ("--interface", PUBLIC, "--interface", FLEET)
     with contextlib.ExitStack() as stack:
         relay = stack.enter_context(start(topology, flows, "--dataplane", "xdp", *interfaces))
         programs = PinDir(relay.state_dir).open()
         stack.callback(programs.close)
-        with Clients(topology, relay.keys, 1) as clients:
-            clients.make_flows()
-        _wait_for(lambda: any(programs.maps["next_hops"].items()), "way to the transceiver's host")
-        _wait_for(lambda: any(programs.maps["flows"].items()), "assured flow")
+        hosts = len(TRANSCEIVERS)
+        ways = spp_ways()
+        make_flows(rig, topology, relay.keys, ways, hosts)
+        _wait_for(lambda: _count(programs, "next_hops") == hosts, "way to each transceiver's host")
+        _wait_for(lambda: _count(programs, "flows") == hosts, "assured flow of each transceiver")
         fill_flows(programs, flows)
-        up, down = spp_ways()
+        up, down = ways
         yield Relay(up=up, down=down, learns_up=True, workers=relay.pids, keys=relay.keys)
 
 
@@ -97,58 +104,35 @@ def userspace(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
     take_redirected(topology)
     with contextlib.ExitStack() as stack:
         relay = stack.enter_context(start(topology, flows, "--dataplane", "userspace"))
-        with Clients(topology, relay.keys, flows) as clients:
-            clients.make_flows()
-        up, down = spp_ways()
-        yield Relay(up=up, down=down, pids=relay.pids, learns_up=True, workers=relay.pids, keys=relay.keys)
+        ways, worker = spp_ways(), relay.worker()["pid"]
+        rig.place([worker], rig.core, rig.harness_core)
+        empty_bytes = _own_bytes(worker)
+        make_flows(rig, topology, relay.keys, ways, flows)
+        _wait_for(lambda: relay.worker()["assured_flows"] == flows, f"{flows} assured flows")
+        memory = WorkerMemory(
+            name=USERSPACE, flows=flows, empty_bytes=empty_bytes, full_bytes=_own_bytes(worker)
+        )
 
+        def check() -> None:
+            found = relay.worker()["assured_flows"]
+            if found != flows:
+                raise BenchError(f"of {flows} flows that were made the worker has {found}")
 
-def sealed_check(keys: KeyRing, transaction: bytes) -> bytes:
-    """A Binding request that this relay admits."""
-    issued_at = int(time.clock_gettime(time.CLOCK_REALTIME))
-    ufrag = seal_ufrag(keys, RouteHint(1, TRANSCEIVER, issued_at, os.urandom(5)))
-    return write_binding_request(transaction, f"{ufrag}:abcd", derive_ice_pwd(keys, ufrag).encode())
-
-
-class Clients:
-    """Sockets of the first clients, and one of the transceiver: they make flows as calls do."""
-
-    def __init__(self, topology: Topology, keys: KeyRing, flows: int) -> None:
-        self._keys = keys
-        with topology.transceiver:
-            self._transceiver = _bound(str(TRANSCEIVER.ip), TRANSCEIVER.port)
-        with topology.client:
-            clients = map(flow_client, range(flows))
-            self._sockets = [_bound(str(client.ip), client.port) for client in clients]
-
-    def __enter__(self) -> "Clients":
-        return self
-
-    def make_flows(self) -> None:
-        """A check, then media both ways, which makes a flow assured."""
-        vip, fleet = (str(VIP.ip), VIP.port), (str(RELAY_FLEET.ip), RELAY_FLEET.port)
-        for flow, sock in enumerate(self._sockets):
-            sock.sendto(sealed_check(self._keys, os.urandom(12)), vip)
-            self._transceiver.recv(2048)
-            sock.sendto(_MEDIA, vip)
-            self._transceiver.recv(2048)
-            self._transceiver.sendto(encode_header(flow_client(flow), VIP) + _MEDIA, fleet)
-            sock.recv(2048)
-
-    def __exit__(self, *exc_info: object) -> None:
-        for sock in (self._transceiver, *self._sockets):
-            sock.close()
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.settimeout(5)
-    sock.bind((host, port))
-    return sock
+        up, down = ways
+        yield Relay(
+            up=up,
+            down=down,
+            pids=relay.pids,
+            refresh=check,
+            learns_up=True,
+            workers=[worker],
+            keys=relay.keys,
+            memory=memory,
+        )
 
 
 def fill_flows(programs: RelayPrograms, flows: int) -> None:
-    """Write flows into the relay's map as it wrote the first one, but for their clients."""
+    """Write flows into the relay's map as it wrote one, but for their clients and transceivers."""
     flows_map = programs.maps["flows"]
     key, value = next(iter(flows_map.items()))
     for first in range(0, flows, _BATCH):
@@ -172,14 +156,26 @@ def flow_records(
     hosts = (FIRST_CLIENT + numbers // FLOWS_A_CLIENT).astype(">u4").view(np.uint8)
     keys["client_host"][:, 12:] = hosts.reshape(-1, 4)
     keys["client_port"] = FIRST_PORT + numbers % FLOWS_A_CLIENT
+    turns = numbers % len(TRANSCEIVERS)
+    values["transceiver"]["host"] = np.array([list(one.mapped) for one in TRANSCEIVERS], np.uint8)[turns]
     return keys, values
+
+
+def _count(programs: RelayPrograms, name: str) -> int:
+    """Entries of a map."""
+    return sum(1 for _ in programs.maps[name].items())
+
+
+def _own_bytes(pid: int) -> int:
+    """Memory of a process that no other shares."""
+    return int(psutil.Process(pid).memory_full_info().uss)
 
 
 def _wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _KNOWN_S
     while not condition():
         if time.monotonic() > deadline:
-            raise BenchError(f"the relay has no {what} for XDP")
+            raise BenchError(f"the relay has no {what}")
         time.sleep(0.1)
 
 

@@ -2,11 +2,13 @@
 
 import struct
 
+import numpy as np
 import pytest
 
 from bench.frames import (
     CHANNEL,
     ETHERNET_BYTES,
+    IP_SOURCE_AT,
     MAGIC,
     PAYLOAD_AT,
     UDP_BYTES,
@@ -19,11 +21,13 @@ from bench.frames import (
 )
 from bench.generator import Job, Program
 from bench.live_frames import checksum
-from bench.topology import RELAY_FLEET, TRANSCEIVER, VIP
+from bench.topology import RELAY_FLEET, TRANSCEIVER, TRANSCEIVERS, VIP
 from relay.dataplane.bpf.syscall import test_run as run_once
+from wire.address import Address
 from wire.spp import decode_header_untrusted
 from wire.stun import write_binding_request
 
+TURNS = Leg(source=TRANSCEIVER, sources=4, destination=RELAY_FLEET, framing=Framing.SPP, vip=VIP)
 TO_MAC, FROM_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 PORTS = tuple(range(40_000, 41_000))
 LEGS = [
@@ -32,6 +36,8 @@ LEGS = [
     pytest.param(
         Leg(source=TRANSCEIVER, destination=RELAY_FLEET, framing=Framing.SPP, vip=VIP), id="SPP to relay"
     ),
+    pytest.param(TURNS, id="SPP to relay from four transceivers"),
+    pytest.param(Leg(source=None, destination=TRANSCEIVER, destinations=4), id="client to four transceivers"),
     pytest.param(
         Leg(source=None, destination=VIP, framing=Framing.CHANNEL_DATA), id="ChannelData to TURN server"
     ),
@@ -61,11 +67,32 @@ def test_frames_are_well_formed(leg: Leg, flow: int, payload_bytes: int) -> None
     assert struct.unpack_from("=IQ", payload, 12) == (flow, 123_456_789_012)
 
 
+@pytest.mark.parametrize("leg", LEGS)
+@pytest.mark.parametrize("payload_bytes", [40, 101])
+def test_many_frames_are_made_as_one_is(leg: Leg, payload_bytes: int) -> None:
+    template = make_template(leg, payload_bytes, TO_MAC, FROM_MAC)
+    flows = np.array([0, 15, 16, 500, 999])
+    made = template.fill_many(flows)
+    assert [frame.tobytes() for frame in made] == [template.fill(flow, 0) for flow in flows.tolist()]
+
+
 def test_each_flow_is_of_its_own_client() -> None:
     clients = {flow_client(flow) for flow in range(100_000)}
     assert len(clients) == 100_000
     assert str(flow_client(0)) == "198.18.1.0:20000"
     assert str(flow_client(17)) == "198.18.1.1:20001"
+
+
+@pytest.mark.parametrize("flow", range(5))
+def test_packets_come_from_the_flows_own_transceiver(flow: int) -> None:
+    frame = make_template(TURNS, 100, TO_MAC, FROM_MAC).fill(flow, 0)
+    assert frame[IP_SOURCE_AT : IP_SOURCE_AT + 4] == TRANSCEIVERS[flow % 4].host
+
+
+def test_hosts_that_take_turns_are_of_one_network() -> None:
+    leg = Leg(source=Address.parse("198.51.100.253:5000"), sources=4, destination=RELAY_FLEET)
+    with pytest.raises(ValueError, match="/24"):
+        make_template(leg, 100, TO_MAC, FROM_MAC)
 
 
 def test_spp_names_the_flows_client_and_the_vip() -> None:
