@@ -1,0 +1,149 @@
+"""Two public sockets a worker and VIP, without XDP: a flood of checks must not fill the queue in which media waits.
+
+A classic BPF program (SO_ATTACH_REUSEPORT_CBPF, which needs no capability) names, for each datagram to a VIP, a socket of the
+VIP's SO_REUSEPORT group by its index:
+
+    worker w     a keyed hash of the client's address and port, scaled to the number of workers
+    2 * w        its media socket: first byte 20 to 63 (DTLS) or 128 to 191 (RTP, RTCP)
+    2 * w + 1    its check socket: STUN and whatever else comes, an empty datagram too
+
+An index is a place in the order of binding. When a socket is closed the kernel moves the last one of the group into its
+place, so close only sockets that no program names any more: these are the last. Where an index has no socket, or there is no
+program, the kernel's own hash chooses.
+
+What the kernel gives a program (run_bpf_filter in net/core/sock_reuseport.c): data begins behind the UDP header; the IP header is
+at negative offsets; a load beyond the packet ends the program with 0.
+"""
+
+import ctypes
+import os
+import socket
+import struct
+
+from wire.address import Address
+
+# Multilinear hashing, strongly universal: the upper half of key[0] + sum(key[i] * word[i]) mod 2**32, over 16-bit words with
+# random 32-bit keys (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Words: the port, then the host's.
+SplitKey = tuple[int, ...]
+_KEY_WORDS = struct.Struct("=10I")
+
+_SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
+# sock_filter: 2 bytes code, 1 + 1 how many instructions a jump skips if true and if false, 4 bytes operand (linux/filter.h)
+_INSTRUCTION = struct.Struct("=HBBI")
+# sock_fprog: how many instructions, where they are
+_PROGRAM = struct.Struct("@HP")
+
+# Codes (linux/bpf_common.h): A and X are the registers, M the scratch memory, k the operand.
+_LD_LENGTH = 0x80  # A = bytes of payload
+_LD_HALF = 0x28  # A = 2 bytes at k, in network order
+_LD_BYTE = 0x30  # A = 1 byte at k
+_LD_HALF_AT_X = 0x48  # A = 2 bytes at X + k
+_LD_IMMEDIATE = 0x00  # A = k
+_LDX_HEADER_LENGTH = 0xB1  # X = 4 * (the byte at k & 15): an IPv4 header's
+_LDX_MEMORY = 0x61  # X = M[k]
+_ST = 0x02  # M[k] = A
+_ADD_X, _ADD, _MUL = 0x0C, 0x04, 0x24
+_SHIFT_LEFT, _SHIFT_RIGHT = 0x64, 0x74
+_JUMP, _JUMP_EQUAL, _JUMP_NOT_BELOW = 0x05, 0x15, 0x35
+_A_TO_X = 0x07
+_RETURN_A = 0x16
+
+_IP = -0x100000 & 0xFFFF_FFFF  # SKF_NET_OFF: where the IP header begins
+_V4_SOURCE, _V6_NEXT_HEADER, _V6_SOURCE, _V6_HEADER_BYTES = 12, 6, 8, 40
+_CLASS_CELL = 0
+
+Instruction = tuple[int, int, int, int]
+
+
+def new_key() -> SplitKey:
+    """A secret for one start of a relay."""
+    return _KEY_WORDS.unpack(os.urandom(_KEY_WORDS.size))
+
+
+def worker_of(client: Address, workers: int, key: SplitKey) -> int:
+    """Whose clients are at this address and port: 0 to ``workers`` - 1."""
+    words = struct.unpack(f"!{len(client.host) // 2}H", client.host)
+    total: int = key[0] + sum(k * word for k, word in zip(key[1:], (client.port, *words), strict=False))
+    return ((total & 0xFFFF_FFFF) >> 16) * workers >> 16
+
+
+def socket_index(datagram: bytes, client: Address, workers: int, key: SplitKey) -> int:
+    """What the program answers, where an IPv6 header has no extensions (see ``_load_port_v6``)."""
+    first_byte = datagram[0] if datagram else 0
+    is_media = 20 <= first_byte <= 63 or 128 <= first_byte <= 191
+    return 2 * worker_of(client, workers, key) + (not is_media)
+
+
+def attach(group: socket.socket, workers: int, key: SplitKey) -> None:
+    """Have a program choose in the group of this socket, in place of the one before.
+
+    The sockets 0 to 2 * ``workers`` - 1 of the group must be those named at the top of this file. Raises OSError if the kernel refuses.
+    """
+    instructions = program(group.family, workers, key)
+    code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*i) for i in instructions))
+    description = _PROGRAM.pack(len(instructions), ctypes.addressof(code))
+    group.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, description)
+
+
+def program(family: int, workers: int, key: SplitKey) -> list[Instruction]:
+    """The program for sockets of AF_INET or AF_INET6: 31 or 58 instructions, without a loop."""
+    source, words = (_V4_SOURCE, 2) if family == socket.AF_INET else (_V6_SOURCE, 8)
+    hashing: list[Instruction] = []
+    for index in range(words):
+        hashing += [
+            (_LD_HALF, 0, 0, _IP + source + 2 * index),
+            (_MUL, 0, 0, key[2 + index]),
+            (_ADD_X, 0, 0, 0),
+            (_A_TO_X, 0, 0, 0),
+        ]
+    return [
+        *_store_class(),
+        *(_load_port_v4() if family == socket.AF_INET else _load_port_v6()),
+        (_MUL, 0, 0, key[1]),
+        (_ADD, 0, 0, key[0]),
+        (_A_TO_X, 0, 0, 0),
+        *hashing,
+        (_SHIFT_RIGHT, 0, 0, 16),
+        (_MUL, 0, 0, workers),
+        (_SHIFT_RIGHT, 0, 0, 16),
+        (_SHIFT_LEFT, 0, 0, 1),
+        (_LDX_MEMORY, 0, 0, _CLASS_CELL),
+        (_ADD_X, 0, 0, 0),
+        (_RETURN_A, 0, 0, 0),
+    ]
+
+
+def _store_class() -> list[Instruction]:
+    """0 for media, 1 for all else. The empty datagram has no first byte to load."""
+    return [
+        (_LD_LENGTH, 0, 0, 0),
+        (_JUMP_EQUAL, 5, 0, 0),  # to all else
+        (_LD_BYTE, 0, 0, 0),
+        (_JUMP_NOT_BELOW, 3, 0, 192),  # to all else
+        (_JUMP_NOT_BELOW, 4, 0, 128),  # to media
+        (_JUMP_NOT_BELOW, 1, 0, 64),  # to all else
+        (_JUMP_NOT_BELOW, 2, 0, 20),  # to media
+        (_LD_IMMEDIATE, 0, 0, 1),  # all else
+        (_JUMP, 0, 0, 1),
+        (_LD_IMMEDIATE, 0, 0, 0),  # media
+        (_ST, 0, 0, _CLASS_CELL),
+    ]
+
+
+def _load_port_v4() -> list[Instruction]:
+    """The source port, behind a header that may have options."""
+    return [(_LDX_HEADER_LENGTH, 0, 0, _IP), (_LD_HALF_AT_X, 0, 0, _IP)]
+
+
+def _load_port_v6() -> list[Instruction]:
+    """The source port; 0 behind extension headers, as no bounded program finds it there.
+
+    So all such packets of one host, which no WebRTC client sends, meet one worker.
+    """
+    return [
+        (_LD_BYTE, 0, 0, _IP + _V6_NEXT_HEADER),
+        (_JUMP_EQUAL, 2, 0, socket.IPPROTO_UDP),
+        (_LD_IMMEDIATE, 0, 0, 0),
+        (_JUMP, 0, 0, 1),
+        (_LD_HALF, 0, 0, _IP + _V6_HEADER_BYTES),
+    ]
