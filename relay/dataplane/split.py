@@ -15,19 +15,25 @@ What the kernel gives a program (run_bpf_filter in net/core/sock_reuseport.c): d
 at negative offsets; a load beyond the packet ends the program with 0.
 """
 
+import contextlib
 import ctypes
+import logging
 import os
 import socket
 import struct
+from collections.abc import Sequence
 
 from wire.address import Address
+
+logger = logging.getLogger(__name__)
 
 # Multilinear hashing, strongly universal: the upper half of key[0] + sum(key[i] * word[i]) mod 2**32, over 16-bit words with
 # random 32-bit keys (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Words: the port, then the host's.
 SplitKey = tuple[int, ...]
 _KEY_WORDS = struct.Struct("=10I")
 
-_SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
+# asm-generic/socket.h
+_SO_ATTACH_REUSEPORT_CBPF, _SO_DETACH_REUSEPORT_BPF = 51, 68
 # sock_filter: 2 bytes code, 1 + 1 how many instructions a jump skips if true and if false, 4 bytes operand (linux/filter.h)
 _INSTRUCTION = struct.Struct("=HBBI")
 # sock_fprog: how many instructions, where they are
@@ -53,6 +59,37 @@ _V4_SOURCE, _V6_NEXT_HEADER, _V6_SOURCE, _V6_HEADER_BYTES = 12, 6, 8, 40
 _CLASS_CELL = 0
 
 Instruction = tuple[int, int, int, int]
+
+
+class Split:
+    """The programs of one relay; where the kernel refuses one the relay goes on without any."""
+
+    def __init__(self) -> None:
+        self._key: SplitKey | None = new_key()
+        self._workers = 0
+
+    def worker_of(self, client: Address) -> int | None:
+        """Whom this client is led to; None where the kernel's own hash chooses."""
+        return worker_of(client, self._workers, self._key) if self._key and self._workers else None
+
+    def lead(self, groups: Sequence[socket.socket], workers: int) -> None:
+        """Lead clients to so many workers, in the groups of these sockets."""
+        if self._key is None:
+            return
+        try:
+            for group in groups:
+                attach(group, workers, self._key)
+            self._workers = workers
+        except OSError as error:
+            self._key = None
+            for group in groups:
+                with contextlib.suppress(OSError):
+                    group.setsockopt(socket.SOL_SOCKET, _SO_DETACH_REUSEPORT_BPF, 0)
+            logger.warning(
+                "the kernel refuses the program that sorts packets to sockets (%s): media waits in one queue with STUN, "
+                "so a flood of checks can cost calls their packets; the kernel's own hash leads clients to workers",
+                error.strerror,
+            )
 
 
 def new_key() -> SplitKey:

@@ -31,6 +31,7 @@ class UserspaceDataPath:
     """Moves datagrams between sockets as the core decides.
 
     public: one socket a VIP, in the order of ``RelayPolicy.vips``. fleet: at most one socket an address family.
+    checks: as public, and read only; answers leave by the public ones.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class UserspaceDataPath:
         counters: WorkerCounters,
         public: Sequence[socket.socket],
         fleet: Sequence[socket.socket],
+        *,
+        checks: Sequence[socket.socket] = (),
     ) -> None:
         self._core = core
         self._counters = counters
@@ -46,6 +49,7 @@ class UserspaceDataPath:
         self._fleet = {4 if sock.family == socket.AF_INET else 6: sock for sock in fleet}
         self.sockets: dict[socket.socket, _Decide] = {
             **{sock: self._from_client(index) for index, sock in enumerate(public)},
+            **{sock: self._from_client(index) for index, sock in enumerate(checks)},
             **dict.fromkeys(fleet, core.receive_from_fleet),
         }
 

@@ -13,7 +13,7 @@ import pytest
 
 from host.sockets import bind_udp, bound_address, is_ipv6_available, sockaddr
 from relay.config import MAX_WORKERS
-from relay.dataplane.split import SplitKey, attach, new_key, program, socket_index, worker_of
+from relay.dataplane.split import Split, SplitKey, attach, new_key, program, socket_index, worker_of
 from tests.host.unprivileged import run_unprivileged
 from wire.address import Address
 from wire.demux import PacketClass, classify
@@ -27,6 +27,7 @@ KEY: SplitKey = (
 OTHER_KEY: SplitKey = tuple(word ^ 0x5A5A_A5A5 for word in KEY)
 MEDIA = b"\x80media"
 CHECK = b"\x00check"
+CLIENT = Address.parse("192.0.2.1:40000")
 FIRST_BYTES = (0, 1, 3, 19, 20, 63, 64, 127, 128, 191, 192, 255)
 
 needs_ipv6 = pytest.mark.skipif(not is_ipv6_available(), reason="no IPv6 loopback here")
@@ -269,6 +270,30 @@ def test_refusal_of_the_kernel_is_an_oserror() -> None:
         pytest.raises(OSError, match="Invalid argument"),
     ):
         attach(alone, 1, KEY)
+
+
+def test_who_is_refused_goes_on_without_and_says_so_once(
+    stack: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here the second group refuses: a socket outside of any."""
+    group = Group(stack, "127.0.0.1", 4)
+    outside = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    split = Split()
+    assert split.worker_of(CLIENT) is None
+    split.lead(group.sockets[:1], 2)
+    assert split.worker_of(CLIENT) in (0, 1)
+    for _ in range(2):
+        split.lead([group.sockets[0], outside], 1)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "(Invalid argument)" in record.getMessage()
+    assert split.worker_of(CLIENT) is None
+    # The first group has no program any more: the kernel's own hash leads a client to one socket, whatever it sends.
+    chosen = [
+        {group.send(client, datagram) for datagram in (MEDIA, CHECK)} for client, _ in group.clients(40)
+    ]
+    assert all(len(sockets) == 1 for sockets in chosen)
+    assert set.union(*chosen) == {0, 1, 2, 3}
 
 
 def test_unprivileged_user_may() -> None:
