@@ -3,7 +3,7 @@
 A classic BPF program (SO_ATTACH_REUSEPORT_CBPF, which needs no capability) names, for each datagram to a VIP, a socket of the
 VIP's SO_REUSEPORT group by its index:
 
-    worker w     a keyed hash of the client's address and port, scaled to the number of workers
+    worker w     a keyed hash of the client's address and port (see SplitKey), scaled to the number of workers
     2 * w        its media socket: first byte 20 to 63 (DTLS) or 128 to 191 (RTP, RTCP)
     2 * w + 1    its check socket: STUN and whatever else comes, an empty datagram too
 
@@ -29,8 +29,12 @@ logger = logging.getLogger(__name__)
 
 # Multilinear hashing, strongly universal: the upper half of key[0] + sum(key[i] * word[i]) mod 2**32, over 16-bit words with
 # random 32-bit keys (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Words: the port, then the host's.
+# It is linear: with some keys neighbours (ports in a row) would all meet one worker. So a keyed permutation of the 16 bits
+# follows, which leaves the hash strongly universal: three xors with itself shifted, and between them products with odd numbers.
 SplitKey = tuple[int, ...]
-_KEY_WORDS = struct.Struct("=10I")
+_KEY_WORDS = struct.Struct("=12I")
+_MIX_SHIFTS = (8, 7, 9)
+_MIX_WORDS = (10, 11)  # of the key: 16 bits each, made odd
 
 # asm-generic/socket.h
 _SO_ATTACH_REUSEPORT_CBPF, _SO_DETACH_REUSEPORT_BPF = 51, 68
@@ -49,6 +53,7 @@ _LDX_HEADER_LENGTH = 0xB1  # X = 4 * (the byte at k & 15): an IPv4 header's
 _LDX_MEMORY = 0x61  # X = M[k]
 _ST = 0x02  # M[k] = A
 _ADD_X, _ADD, _MUL = 0x0C, 0x04, 0x24
+_XOR_X, _AND = 0xAC, 0x54
 _SHIFT_LEFT, _SHIFT_RIGHT = 0x64, 0x74
 _JUMP, _JUMP_EQUAL, _JUMP_NOT_BELOW = 0x05, 0x15, 0x35
 _A_TO_X = 0x07
@@ -101,7 +106,18 @@ def worker_of(client: Address, workers: int, key: SplitKey) -> int:
     """Whose clients are at this address and port: 0 to ``workers`` - 1."""
     words = struct.unpack(f"!{len(client.host) // 2}H", client.host)
     total: int = key[0] + sum(k * word for k, word in zip(key[1:], (client.port, *words), strict=False))
-    return ((total & 0xFFFF_FFFF) >> 16) * workers >> 16
+    mixed = (total & 0xFFFF_FFFF) >> 16
+    first, second, third = _MIX_SHIFTS
+    mixed ^= mixed >> first
+    mixed = mixed * _odd(key[_MIX_WORDS[0]]) & 0xFFFF
+    mixed ^= mixed >> second
+    mixed = mixed * _odd(key[_MIX_WORDS[1]]) & 0xFFFF
+    mixed ^= mixed >> third
+    return mixed * workers >> 16
+
+
+def _odd(word: int) -> int:
+    return word & 0xFFFF | 1
 
 
 def socket_index(datagram: bytes, client: Address, workers: int, key: SplitKey) -> int:
@@ -123,7 +139,7 @@ def attach(group: socket.socket, workers: int, key: SplitKey) -> None:
 
 
 def program(family: int, workers: int, key: SplitKey) -> list[Instruction]:
-    """The program for sockets of AF_INET or AF_INET6: 31 or 58 instructions, without a loop."""
+    """The program for sockets of AF_INET or AF_INET6: 44 or 71 instructions, without a loop."""
     source, words = (_V4_SOURCE, 2) if family == socket.AF_INET else (_V6_SOURCE, 8)
     hashing: list[Instruction] = []
     for index in range(words):
@@ -141,6 +157,7 @@ def program(family: int, workers: int, key: SplitKey) -> list[Instruction]:
         (_A_TO_X, 0, 0, 0),
         *hashing,
         (_SHIFT_RIGHT, 0, 0, 16),
+        *_mix(key),
         (_MUL, 0, 0, workers),
         (_SHIFT_RIGHT, 0, 0, 16),
         (_SHIFT_LEFT, 0, 0, 1),
@@ -148,6 +165,16 @@ def program(family: int, workers: int, key: SplitKey) -> list[Instruction]:
         (_ADD_X, 0, 0, 0),
         (_RETURN_A, 0, 0, 0),
     ]
+
+
+def _mix(key: SplitKey) -> list[Instruction]:
+    """See _MIX_SHIFTS."""
+    instructions: list[Instruction] = []
+    for shift, word in zip(_MIX_SHIFTS, (*_MIX_WORDS, None), strict=True):
+        instructions += [(_A_TO_X, 0, 0, 0), (_SHIFT_RIGHT, 0, 0, shift), (_XOR_X, 0, 0, 0)]
+        if word is not None:
+            instructions += [(_MUL, 0, 0, _odd(key[word])), (_AND, 0, 0, 0xFFFF)]
+    return instructions
 
 
 def _store_class() -> list[Instruction]:

@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -49,10 +48,21 @@ def packets_of_workers(relayctl: Relayctl) -> list[int]:
     return [worker["packets"] for worker in relayctl.status()["relay"]["workers"]]
 
 
+def heard_of(crowd: Crowd) -> list[int]:
+    """The next number of each client at the transceiver."""
+    return [client.up.next_number for client in crowd.clients]
+
+
+def wait_for_progress(count: Callable[[], list[int]], things: int, what: str) -> None:
+    """Each of so many things counts on."""
+    before = count()
+    assert len(before) == things
+    wait_until(lambda: all(now > then for now, then in zip(count(), before, strict=True)), what)
+
+
 def scale(relayctl: Relayctl, workers: int) -> None:
     done = relayctl.run("scale", "--workers", str(workers))
     assert done.returncode == 0, done.stderr
-    time.sleep(1)
 
 
 def test_no_packet_is_lost_while_workers_come_and_go(relayctl: Relayctl) -> None:
@@ -60,13 +70,7 @@ def test_no_packet_is_lost_while_workers_come_and_go(relayctl: Relayctl) -> None
     with crowd_of(relayctl) as crowd:
         for workers in (3, 5, 2, 1, 3):
             scale(relayctl, workers)
-            before = packets_of_workers(relayctl)
-            crowd.wait_for_more(5 * CLIENTS, 10)
-            after = packets_of_workers(relayctl)
-            assert len(after) == workers
-            assert all(now > then for now, then in zip(after, before, strict=True)), (
-                "every worker has clients"
-            )
+            wait_for_progress(lambda: packets_of_workers(relayctl), workers, "packets of every worker")
     assert_nothing_lost(crowd)
     assert all(worker["restarts"] == 0 for worker in relayctl.status()["relay"]["workers"])
 
@@ -87,10 +91,7 @@ def test_worker_that_is_killed_goes_on_with_the_flows_that_came_to_it(
             return all(w["state"] == "ready" and w["pid"] not in pids for w in workers)
 
         wait_until(are_back, "the workers are back")
-        before = [client.up.next_number for client in crowd.clients]
-        time.sleep(1)
-        silent = [c for c, number in zip(crowd.clients, before, strict=True) if c.up.next_number == number]
-        assert not silent, f"{len(silent)} of {CLIENTS} clients have no flow any more"
+        wait_for_progress(lambda: heard_of(crowd), CLIENTS, "packets of every client")
 
 
 def test_media_and_checks_have_queues_of_their_own(relayctl: Relayctl) -> None:
@@ -156,10 +157,7 @@ def test_without_the_program_everything_is_served_all_the_same(relayctl: Relayct
     with crowd_of(relayctl) as crowd:
         for workers in (3, 2):
             scale(relayctl, workers)
-            before = [client.up.next_number for client in crowd.clients]
-            crowd.wait_for_more(5 * CLIENTS, 10)
-            after = [client.up.next_number for client in crowd.clients]
-            assert all(now > then for now, then in zip(after, before, strict=True)), "every client is served"
+            wait_for_progress(lambda: heard_of(crowd), CLIENTS, "packets of every client")
     log = relayctl.log()
     assert (
         log.count("the kernel refuses the program that sorts packets to sockets (Operation not permitted)")
