@@ -55,6 +55,11 @@ class FlowCache:
             self._records.popitem(last=False)
         self._records[record.client, record.vip] = record
 
+    def learn(self, record: FlowRecord) -> None:
+        """Keep a flow of another worker, if there is room and none of this client and VIP is known."""
+        if len(self._records) < self._capacity:
+            self._records.setdefault((record.client, record.vip), record)
+
     def forget(self, client: Address, vip: Address) -> None:
         """Drop a flow that ended."""
         self._records.pop((client, vip), None)

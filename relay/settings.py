@@ -13,8 +13,8 @@ from wire.keys import KeyRing
 class WorkerSettings:
     """Policy, keys and the inherited file descriptors.
 
-    slot: the worker's place. public_fds: in the order of the policy's VIPs. counters_page: of the file or map of counters.
-    gather_us, busy_poll_us: see relay.config.
+    slot: the worker's place. public_fds: in the order of the policy's VIPs. check_fds: likewise, for what is no media; empty on
+    the kernel's data path. counters_page: of the file or map of counters. gather_us, busy_poll_us: see relay.config.
     kernel_maps: maps of the kernel's data path by name, empty without it.
     """
 
@@ -22,6 +22,7 @@ class WorkerSettings:
     keys: KeyRing
     slot: int
     public_fds: tuple[int, ...]
+    check_fds: tuple[int, ...]
     fleet_fds: tuple[int, ...]
     counters_fd: int
     counters_page: int
@@ -36,6 +37,7 @@ class WorkerSettings:
             "keys": self.keys.to_json(),
             "slot": self.slot,
             "public_fds": self.public_fds,
+            "check_fds": self.check_fds,
             "fleet_fds": self.fleet_fds,
             "counters_fd": self.counters_fd,
             "counters_page": self.counters_page,
@@ -52,6 +54,7 @@ class WorkerSettings:
             keys=KeyRing.from_json(message["keys"]),
             slot=message["slot"],
             public_fds=tuple(message["public_fds"]),
+            check_fds=tuple(message["check_fds"]),
             fleet_fds=tuple(message["fleet_fds"]),
             counters_fd=message["counters_fd"],
             counters_page=message["counters_page"],

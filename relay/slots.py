@@ -19,11 +19,16 @@ _MAX_PORT = 65_535
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """One worker's. ``flows`` is what its successor goes on with, where the kernel does not keep them."""
+    """One worker's.
+
+    public: one a VIP. checks: beside each of them one for what is no media (relay/dataplane/split.py); none where the kernel
+    steers. flows: what its successor goes on with, where the kernel does not keep them.
+    """
 
     index: int
     core: int
     public: list[socket.socket]
+    checks: list[socket.socket]
     fleet: list[socket.socket]
     flows: FlowCache
     counters_fd: int
@@ -35,8 +40,8 @@ class WorkerSlot:
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
-        """One a group: the public ones in the order of the VIPs, then the fleet's."""
-        return (*self.public, *self.fleet)
+        """The public ones in the order of the VIPs, those for checks likewise, the fleet's; with XDP so one a group."""
+        return (*self.public, *self.checks, *self.fleet)
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -77,26 +82,32 @@ class SlotMaker:
 
     def make(self, index: int) -> WorkerSlot:
         """Raises AddressInUseError or ConfigError."""
-        sockets: list[socket.socket] = []
+        public: list[socket.socket] = []
+        checks: list[socket.socket] = []
+        fleet: list[socket.socket] = []
         try:
             for vip in self._config.vips:
-                sockets.append(bind_udp("relay.listen", vip.listen, reuseport=True))
+                # In this order: it is the sockets' in their group (relay/dataplane/split.py).
+                public.append(bind_udp("relay.listen", vip.listen, reuseport=True))
+                if self._kernel is None:
+                    checks.append(bind_udp("relay.listen", vip.listen, reuseport=True))
             for address in self._fleet_addresses(index):
-                sockets.append(bind_udp("relay.fleet_listen", address, reuseport=self._kernel is not None))
+                fleet.append(bind_udp("relay.fleet_listen", address, reuseport=self._kernel is not None))
             if self._kernel is not None:
-                self._shared_fleet = [bound_address(sock) for sock in sockets[len(self._config.vips) :]]
+                self._shared_fleet = [bound_address(sock) for sock in fleet]
             return WorkerSlot(
                 index=index,
                 core=self._cores[index % len(self._cores)],
-                public=sockets[: len(self._config.vips)],
-                fleet=sockets[len(self._config.vips) :],
+                public=public,
+                checks=checks,
+                fleet=fleet,
                 flows=FlowCache(self._config.max_assured_flows),
                 counters_fd=self._kernel.counters_fd if self._kernel else create_counters_fd(),
                 counters_page=index if self._kernel else 0,
                 kernel_maps=self._kernel.worker_map_fds if self._kernel else {},
             )
         except BaseException:
-            for sock in sockets:
+            for sock in (*public, *checks, *fleet):
                 sock.close()
             raise
 

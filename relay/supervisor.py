@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from fleet.flow_cache import FlowRecord
@@ -27,6 +27,7 @@ from relay.dataplane.bpf.next_hops import NextHops
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.choice import choose_data_path
 from relay.dataplane.kernel import KernelDataPath
+from relay.dataplane.split import Split
 from relay.settings import WorkerSettings
 from relay.slots import SlotMaker, WorkerSlot
 from wire.address import Address
@@ -81,8 +82,11 @@ class RelayService:
                 self._slots.append(self._maker.make(index))
             self._policy = self._maker.policy(cluster_id, self._slots)
             self._rules = AddressRules(self._policy)
+            self._split = Split()
             if self._kernel is not None:
                 self._kernel.check_listeners(self._policy, self._fleet_addresses())
+            else:
+                self._split.lead(self._slots[0].public, config.workers)
         except BaseException:
             self.close()
             raise
@@ -220,7 +224,7 @@ class RelayService:
         indexes = range(len(self._slots), workers)
         if not indexes:
             return
-        # Before there is a new socket: from then on the kernel's own choice is another.
+        # Before there is a new socket: without a program the kernel's own choice is another from then on.
         records = await self._share_flows(processes)
         added: list[WorkerSlot] = []
         try:
@@ -239,6 +243,8 @@ class RelayService:
             self._kernel.use_cores(slot.core for slot in self._slots)
             # Their slots were filled as they became ready.
             self._kernel.programs.steer(range(workers))
+        else:
+            await self._lead_clients(processes, workers, known=records)
 
     async def _shrink(self, processes: ProcessGroup, workers: int) -> None:
         """Lead the clients of the last slots away, then let their workers empty their sockets and end."""
@@ -251,7 +257,7 @@ class RelayService:
                 self._kernel.empty(slot.index, len(slot.sockets))
             await asyncio.sleep(_SETTLE_S)
         else:
-            await self._share_flows(list(processes)[:workers])
+            await self._lead_clients(list(processes)[:workers], workers)
         # What the supervisor still held open would keep getting packets after the worker has ended.
         self._slots = self._slots[:workers]
         for slot in leaving:
@@ -265,13 +271,43 @@ class RelayService:
         if self._kernel is not None:
             self._kernel.use_cores(slot.core for slot in self._slots)
 
-    async def _share_flows(self, processes: Iterable[Process]) -> list[FlowRecord]:
-        """Tell every worker of all flows, where the kernel does not: with their number it sends most clients elsewhere."""
-        records = [record for slot in self._slots for record in slot.flows.records()]
-        for process in processes:
-            for batch in _batches(records):
-                await process.send("adopt", flows=batch)
+    async def _lead_clients(
+        self, processes: Iterable[Process], workers: int, known: Iterable[FlowRecord] = ()
+    ) -> None:
+        """Where the kernel does not steer: lead clients to so many workers, which know (but for those ``known``) all flows."""
+        processes, known = list(processes), set(known)
+        known.update(await self._share_flows(processes, known))
+        self._split.lead(self._slots[0].public, workers)
+        # What turned assured at its old worker meanwhile, and packets on their way there.
+        await asyncio.sleep(_SETTLE_S)
+        known.update(await self._share_flows(processes, known))
+        # A worker goes on with those that came to it, too, when it crashes; and who leaves takes its own along.
+        for record in known:
+            home = self._split.worker_of(record.client)
+            for slot in self._slots[:workers] if home is None else (self._slots[home],):
+                slot.flows.learn(record)
+
+    async def _share_flows(
+        self, processes: Iterable[Process], known: Collection[FlowRecord] = ()
+    ) -> list[FlowRecord]:
+        """Tell every worker of all flows, where the kernel does not: with their number most clients get another.
+
+        Those ``known`` are left out. Returns when the workers have heard it.
+        """
+        records = [record for record in self._known_flows() if record not in known]
+        if records:
+            await asyncio.gather(*(_tell_flows(process, records) for process in processes))
         return records
+
+    def _known_flows(self) -> list[FlowRecord]:
+        """One a client and VIP: what its worker has told, or else another that had it before."""
+        flows: dict[tuple[Address, Address], FlowRecord] = {}
+        for slot in self._slots:
+            for record in slot.flows.records():
+                key = record.client, record.vip
+                if key not in flows or self._split.worker_of(record.client) == slot.index:
+                    flows[key] = record
+        return list(flows.values())
 
     async def _sweep(self, kernel: KernelDataPath, next_hops: NextHops) -> None:
         hosts: set[bytes] = set()
@@ -307,6 +343,7 @@ class RelayService:
                 keys=self._keys,
                 slot=slot.index,
                 public_fds=tuple(sock.fileno() for sock in slot.public),
+                check_fds=tuple(sock.fileno() for sock in slot.checks),
                 fleet_fds=tuple(sock.fileno() for sock in slot.fleet),
                 counters_fd=slot.counters_fd,
                 counters_page=slot.counters_page,
@@ -353,6 +390,14 @@ class RelayService:
             on_event=follow_flow,
             on_exit=lead_away,
         )
+
+
+async def _tell_flows(process: Process, records: list[FlowRecord]) -> None:
+    for batch in _batches(records):
+        await process.send("adopt", flows=batch)
+    # It answers in order. One that is being restarted does not, and is given the flows of its slot.
+    with contextlib.suppress(ChannelError):
+        await process.request("ping")
 
 
 def _tell_failure(chore: asyncio.Task[None]) -> None:

@@ -59,7 +59,8 @@ class Worker:
         self._counters = WorkerCounters(settings.counters_fd, settings.counters_page)
         public = [socket.socket(fileno=fd) for fd in settings.public_fds]
         fleet = [socket.socket(fileno=fd) for fd in settings.fleet_fds]
-        self._path = UserspaceDataPath(self._core, self._counters, public, fleet)
+        checks = [socket.socket(fileno=fd) for fd in settings.check_fds]
+        self._path = UserspaceDataPath(self._core, self._counters, public, fleet, checks=checks)
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         for sock in self._path.sockets:

@@ -11,9 +11,9 @@ import socket
 import struct
 import threading
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from tests.e2e.namespaces import Host
 from wire.address import Address
 from wire.keys import KeyRing
 from wire.spp import HEADER_BYTES
@@ -70,9 +70,9 @@ class Crowd:
 
     def __init__(
         self,
-        clients_on: Host,
+        clients_on: AbstractContextManager[object],
         client_ip: str,
-        transceiver_on: Host,
+        transceiver_on: AbstractContextManager[object],
         vip: str,
         keys: KeyRing,
         count: int,

@@ -31,6 +31,14 @@ def test_oldest_gives_way_at_capacity() -> None:
     assert [r.client.port for r in cache.records()] == [2, 3]
 
 
+def test_flow_of_another_worker_takes_no_place_of_ours() -> None:
+    cache = FlowCache(capacity=2)
+    cache.remember(record("198.51.100.7:1"))
+    for client in ("198.51.100.7:1", "198.51.100.7:2", "198.51.100.7:3"):
+        cache.learn(record(client, "10.0.0.2:5000"))
+    assert cache.records() == [record("198.51.100.7:1"), record("198.51.100.7:2", "10.0.0.2:5000")]
+
+
 def test_forgotten_flow_is_gone_and_an_unknown_one_costs_nothing() -> None:
     cache = FlowCache(capacity=2)
     cache.remember(record("198.51.100.7:1"))

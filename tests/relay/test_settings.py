@@ -53,6 +53,7 @@ def test_settings_cross_the_channel(policy: RelayPolicy) -> None:
         keys=KEYS,
         slot=63,
         public_fds=(9, 3, 7),
+        check_fds=(6, 2, 8),
         fleet_fds=(5, 4),
         counters_fd=11,
         counters_page=12,

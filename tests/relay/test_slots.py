@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from host.sockets import bind_udp, bound_address, is_ipv6_available
 from relay.config import RelayConfig
 from relay.core.policy import Vip
 from relay.core.verdict import Verdict
+from relay.dataplane.split import Split
 from relay.slots import SlotMaker, WorkerSlot
 from wire.address import Address
 
@@ -65,7 +66,8 @@ def test_workers_share_the_public_port_and_each_has_a_fleet_port(vip: Vip, made:
     base = free_port(3)
     maker = SlotMaker(config(vip, fleet_listen=[f"127.0.0.1:{base}"]), None)
     made += [maker.make(index) for index in range(3)]
-    assert [[bound_address(s) for s in slot.public] for slot in made] == [[vip.listen]] * 3
+    for of_slot in ([slot.public for slot in made], [slot.checks for slot in made]):
+        assert [[bound_address(s) for s in sockets] for sockets in of_slot] == [[vip.listen]] * 3
     assert [[bound_address(s).port for s in slot.fleet] for slot in made] == [[base], [base + 1], [base + 2]]
     assert [slot.index for slot in made] == [0, 1, 2]
 
@@ -85,8 +87,9 @@ def test_sockets_are_in_the_order_of_vips_then_of_fleet_addresses(made: list[Wor
     made.append(maker.make(0))
     (slot,) = made
     assert [bound_address(sock) for sock in slot.public] == [v6, v4]
+    assert [bound_address(sock) for sock in slot.checks] == [v6, v4]
     assert [bound_address(sock).family for sock in slot.fleet] == [6, 4]
-    assert slot.sockets == (*slot.public, *slot.fleet)
+    assert slot.sockets == (*slot.public, *slot.checks, *slot.fleet)
     assert slot.fds == (*(sock.fileno() for sock in slot.sockets), slot.counters_fd)
     assert (slot.counters_page, slot.kernel_maps) == (0, {})
 
@@ -175,6 +178,46 @@ def test_packets_go_to_the_workers_that_are_left(vip: Vip, made: list[WorkerSlot
     made += [maker.make(index) for index in range(2)]
     made[1].close_sockets()
     for _ in range(20):
-        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
-            client.sendto(b"x", (str(vip.listen.ip), vip.listen.port))
-    assert [made[0].public[0].recv(16) for _ in range(20)] == [b"x"] * 20
+        send_from_anywhere(vip, b"x")
+    assert len(received(made[0].public[0]) + received(made[0].checks[0])) == 20
+
+
+def test_slots_are_made_in_the_order_that_the_program_counts_in(made: list[WorkerSlot]) -> None:
+    """With several VIPs too; and slots that are added later take the places behind."""
+    vips = [Vip(address, address) for address in (Address(LOOPBACK.host, free_port()) for _ in range(2))]
+    maker, split = SlotMaker(config(*vips), None), Split()
+    for workers in (1, 2, 4):
+        made += [maker.make(index) for index in range(len(made), workers)]
+        split.lead(made[0].public, workers)
+        for index, vip in enumerate(vips):
+            for _ in range(50):
+                client = send_from_anywhere(vip, b"\x80", b"\x00")
+                home = split.worker_of(client)
+                assert home is not None
+                assert received(made[home].public[index]) == [(b"\x80", client)]
+                assert received(made[home].checks[index]) == [(b"\x00", client)]
+
+
+def test_both_public_sockets_have_the_same_room(vip: Vip, made: list[WorkerSlot]) -> None:
+    made.append(SlotMaker(config(vip), None).make(0))
+    alone = made[0].fleet[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    for sock in (made[0].public[0], made[0].checks[0]):
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == alone
+
+
+def send_from_anywhere(vip: Vip, *datagrams: bytes) -> Address:
+    """From a new port; returns the client's address."""
+    with closing(bind_udp("client", LOOPBACK)) as client:
+        for datagram in datagrams:
+            client.sendto(datagram, (str(vip.listen.ip), vip.listen.port))
+        return bound_address(client)
+
+
+def received(sock: socket.socket) -> list[tuple[bytes, Address]]:
+    """What waits in a socket, and who sent it."""
+    datagrams = []
+    with suppress(BlockingIOError):
+        while True:
+            datagram, source = sock.recvfrom(2048)
+            datagrams.append((datagram, Address.from_host(*source)))
+    return datagrams

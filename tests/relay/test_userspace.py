@@ -129,6 +129,25 @@ def test_packets_go_up_with_a_header_and_come_back_from_the_vip_they_were_sent_t
     assert gauges["bytes_down"] == len(SERVER_HELLO)
 
 
+def test_check_of_a_second_socket_is_answered_from_the_public_one(stack: ExitStack) -> None:
+    """Where a program sorts packets to sockets; clients know one address."""
+    rig = Rig(stack)
+    checks = [rig.open(host) for host in ("127.0.0.2", "127.0.0.3", "::1")]
+    for sock in checks:
+        sock.setblocking(False)
+    core = RelayCore(rig.policy, KEYS, unix_s=UNIX_S)
+    rig.path = UserspaceDataPath(core, rig.counters, rig.public, rig.fleet, checks=checks)
+    client, transceiver = rig.open("127.0.0.1"), rig.open("127.0.0.1")
+    first_check = check(rig.call(transceiver))
+    rig.deliver(client, checks[1], first_check)
+    assert transceiver.recv(65536) == spp(bound_address(client), VIPS[1], first_check)
+    rig.deliver(client, rig.public[1], CLIENT_HELLO)
+    assert transceiver.recv(65536) == spp(bound_address(client), VIPS[1], CLIENT_HELLO)
+    rig.deliver(transceiver, rig.fleet[0], spp(bound_address(client), VIPS[1], first_check))
+    assert client.recvfrom(65536) == (first_check, rig.public[1].getsockname())
+    assert list(rig.path.sockets) == [*rig.public, *checks, *rig.fleet]
+
+
 @pytest.mark.parametrize("vip_index", [0, 1])
 def test_worker_that_knows_no_flow_delivers_from_the_vip_in_the_header(
     stack: ExitStack, vip_index: int

@@ -21,6 +21,7 @@ from host.process import CHILD_ENVIRONMENT
 from host.sockets import bind_udp, bound_address
 from relay.config import RelayConfig
 from relay.core.policy import Vip
+from relay.dataplane.split import Split
 from relay.settings import WorkerSettings
 from relay.slots import SlotMaker, WorkerSlot
 from tests.host.deadline import wait_until
@@ -75,6 +76,7 @@ class RunningWorker:
             keys=KEYS,
             slot=0,
             public_fds=tuple(sock.fileno() for sock in self.slot.public),
+            check_fds=tuple(sock.fileno() for sock in self.slot.checks),
             fleet_fds=tuple(sock.fileno() for sock in self.slot.fleet),
             counters_fd=self.slot.counters_fd,
             counters_page=0,
@@ -144,6 +146,15 @@ def test_worker_forwards_and_tells_of_assured_flows_alone(worker: RunningWorker)
     assert worker.hear("flow_assured")["flow"] == worker.record().to_json()
     assert worker.slot.counters.verdicts()["forward_flow"] == 1
     wait_until(lambda: worker.slot.counters.gauges()["assured_flows"] == 1, "the gauges")
+
+
+def test_worker_serves_media_and_checks_of_two_sockets(worker: RunningWorker) -> None:
+    Split().lead(worker.slot.public, 1)
+    worker.serve()
+    worker.client_sends(check(worker.call))
+    assert worker.transceiver.recv(2048)[HEADER_BYTES:] == check(worker.call)
+    worker.client_sends(CLIENT_HELLO)
+    assert worker.transceiver.recv(2048)[HEADER_BYTES:] == CLIENT_HELLO
 
 
 def test_worker_goes_on_with_the_flows_of_the_one_before(worker: RunningWorker) -> None:
