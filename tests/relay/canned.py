@@ -7,7 +7,7 @@ import ctypes
 import errno
 import socket
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable  # noqa: TC003
 from struct import pack, unpack_from
 from typing import NamedTuple
 

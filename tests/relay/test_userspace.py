@@ -145,7 +145,7 @@ def test_check_of_a_second_socket_is_answered_from_the_public_one(stack: ExitSta
     assert transceiver.recv(65536) == spp(bound_address(client), VIPS[1], CLIENT_HELLO)
     rig.deliver(transceiver, rig.fleet[0], spp(bound_address(client), VIPS[1], first_check))
     assert client.recvfrom(65536) == (first_check, rig.public[1].getsockname())
-    assert list(rig.path.sockets) == [*rig.public, *checks, *rig.fleet]
+    assert list(rig.path.sockets) == [*rig.fleet, *rig.public, *checks]
 
 
 @pytest.mark.parametrize("vip_index", [0, 1])
