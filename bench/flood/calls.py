@@ -27,7 +27,6 @@ from bench.flood.lanes import Lane, count
 from host.keystore import load_keys
 from wire.address import Address
 from wire.errors import WireError
-from wire.keys import KeyRing
 from wire.spp import HEADER_BYTES, decode_header_untrusted
 from wire.stun import parse_stun_untrusted, write_binding_request, write_binding_success
 from wire.ufrag import RouteHint, derive_ice_pwd, seal_ufrag
@@ -358,13 +357,6 @@ class Calls:
 def _drops(sock: socket.socket) -> int:
     """Datagrams that came to one of our own sockets and found no room: no fault of the relay's."""
     return int(struct.unpack("=9I", sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))[_DROPS])
-
-
-def make_check(keys: KeyRing, transceiver: Address, transaction: bytes) -> bytes:
-    """A Binding request with a ufrag of its own."""
-    issued_at = int(time.clock_gettime(time.CLOCK_REALTIME))
-    ufrag = seal_ufrag(keys, RouteHint(1, transceiver, issued_at, os.urandom(5)))
-    return write_binding_request(transaction, f"{ufrag}:abcd", derive_ice_pwd(keys, ufrag).encode())
 
 
 def _say(message: dict[str, Any]) -> None:
