@@ -14,6 +14,10 @@ from bench import breakdown, forward, latency, setup, voice
 from bench import flows as by_flows
 from bench.conditions import describe
 from bench.errors import BenchError
+from bench.flood.attacks import ATTACKS, Attack
+from bench.flood.rows import as_markdown as as_flood_markdown
+from bench.flood.rows import print_rows
+from bench.flood.scenario import FULL_SPEED, measure_floods
 from bench.plots import draw
 from bench.progress import progress
 from bench.report import as_markdown, print_sheets, replace_block
@@ -52,6 +56,15 @@ def _counts(context: click.Context, parameter: click.Parameter, text: str | None
         if not (count.isdigit() and 1 <= int(count) <= 1_000_000):
             raise click.BadParameter(f"{count!r} is not 1 to 1000000 flows")
     return [int(count) for count in counts] or None
+
+
+def _attacks(context: click.Context, parameter: click.Parameter, text: str | None) -> Sequence[Attack]:
+    by_name = {attack.name: attack for attack in ATTACKS}
+    names = _split(text) or list(by_name)
+    for name in names:
+        if name not in by_name:
+            raise click.BadParameter(f"no flood {name!r}; there are {', '.join(by_name)}")
+    return [by_name[name] for name in names]
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -250,6 +263,38 @@ _add_command(
     "flows", "Packets a second by number of flows in random order, and memory of a flow and of a worker."
 )
 _add_command("setup", "New clients a second, and the latency of their first packet.")
+
+
+@main.command()
+@click.option("--seconds", type=click.FloatRange(1, 60), default=10, show_default=True, help="Of each flood.")
+@click.option(
+    "--rate",
+    type=click.IntRange(1, FULL_SPEED),
+    default=FULL_SPEED,
+    help="Packets a second; what a core makes, if not given.",
+)
+@click.option(
+    "--only", metavar="A,B", callback=_attacks, help=f"These: {', '.join(a.name for a in ATTACKS)}."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output in place of the table.")
+@click.option("--markdown", is_flag=True, help="The table as it is in docs/security.md.")
+def flood(seconds: float, rate: int, only: Sequence[Attack], as_json: bool, markdown: bool) -> None:
+    """What floods cost calls through a relay in userspace mode (about 15 s each)."""
+    if os.geteuid() != 0:
+        raise click.ClickException("network namespaces and XDP need root")
+    _end_as_interrupted()
+    remove_stale()
+    try:
+        with progress("flood") as shown:
+            rows = measure_floods(only, seconds=seconds, rate=rate, progress=shown)
+    except BenchError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows], indent=1))
+    elif markdown:
+        print(as_flood_markdown(rows))
+    else:
+        print_rows(rows)
 
 
 @main.command()

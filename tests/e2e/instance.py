@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,33 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
         time.sleep(0.02)
     return value
+
+
+@dataclass(frozen=True)
+class Starter:
+    """As whom relayctl runs: a command that gives up rights and runs what follows it, and more arguments for ``start``.
+
+    user: who owns the state directory, None for us. check: called with each instance that has come up.
+    """
+
+    command: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    user: int | None = None
+    check: Callable[["Instance"], None] = lambda instance: None
+
+
+_starter = Starter()
+
+
+@contextlib.contextmanager
+def started_by(starter: Starter) -> Iterator[None]:
+    """Every ``running`` and every command of an instance within the block is this one's."""
+    global _starter
+    before, _starter = _starter, starter
+    try:
+        yield
+    finally:
+        _starter = before
 
 
 class Instance:
@@ -80,14 +108,15 @@ class Instance:
     def end_left_behind(self, network: int) -> None:
         """End what a killed supervisor left, from its network namespace; nothing, if another took it over."""
         enter = [] if os.geteuid() else ["nsenter", f"--net=/proc/{os.getpid()}/fd/{network}"]
-        command = [*enter, str(RELAYCTL), "stop", "--state-dir", str(self.state_dir.path)]
+        command = [*enter, *_starter.command, str(RELAYCTL), "stop"]
+        command += ["--state-dir", str(self.state_dir.path)]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         os.close(network)
         assert ended.returncode in (0, 3), ended.stderr
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A relayctl command against this instance."""
-        command = [str(RELAYCTL), *arguments, "--state-dir", str(self.state_dir.path)]
+        command = [*_starter.command, str(RELAYCTL), *arguments, "--state-dir", str(self.state_dir.path)]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -96,12 +125,13 @@ def running(state_dir: Path, *arguments: str, http: str | None = None) -> Iterat
     """``relayctl start`` with these arguments, ready; ended by SIGTERM at the end of the block."""
     http = http or f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"
     state_dir.mkdir(exist_ok=True)
+    if _starter.user is not None:
+        os.chown(state_dir, _starter.user, _starter.user)
     log = state_dir / "test.log"
+    command = [*_starter.command, str(RELAYCTL), "start", "--state-dir", str(state_dir), "--http", http]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(RELAYCTL), "start", "--state-dir", str(state_dir), "--http", http, *arguments],
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            [*command, *arguments, *_starter.arguments], stdout=output, stderr=subprocess.STDOUT
         )
     instance = Instance(process, state_dir, f"http://{http}/")
     network = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
@@ -112,6 +142,7 @@ def running(state_dir: Path, *arguments: str, http: str | None = None) -> Iterat
 
     try:
         wait_until(is_ready, _START_TIMEOUT_S, "relayctl start")
+        _starter.check(instance)
         yield instance
     finally:
         if process.poll() is None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.flood.generator import JUNK
 from cli.call import EchoCall
 from cli.view import cpu_seconds
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, print_report
 from tests.e2e.xdp import need_network, send_flood, xdp_relay
-from tests.flood.generator import JUNK
 
 pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 

@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
+from bench.flood.generator import Flood
 from relay.dataplane.bpf import links
 from relay.dataplane.bpf.links import Attachment
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, running
 from tests.e2e.namespaces import Host
-from tests.flood.generator import Flood
 from wire.address import Address
 
 VIP = "203.0.113.10:3478"

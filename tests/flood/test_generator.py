@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from pyroute2 import Ethtool
 
+from bench.flood.generator import JUNK, Flood
 from relay.dataplane.bpf.syscall import open_program
 from tests.e2e.namespaces import Host, connect, hosts
-from tests.flood.generator import JUNK, Flood
 from wire.address import Address
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
@@ -184,6 +184,34 @@ def test_frames_are_well_formed(target: Target, sink: socket.socket, payload: by
 def sum_of_words(data: bytes) -> int:
     """The ones' complement sum, which over a right checksum is 0xffff (RFC 1071 section 1)."""
     return int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF or 0xFFFF
+
+
+def test_many_sources_send_payloads_in_turn(target: Target, sink: socket.socket, tmp_path: Path) -> None:
+    payloads = [bytes((0x7F, number)) * 50 for number in range(3)]
+    (tmp_path / "payloads").write_text("\n".join(payload.hex() for payload in payloads))
+    flood = replace(
+        target.flood, payloads_file=tmp_path / "payloads", sources=50, ports=10, rate=400, seconds=0.1
+    )
+    offered = target.run(replace(flood, niceness=0))["offered"]
+    # The kernel checked the checksums on the way to the socket.
+    found = waiting(sink)
+    assert [payload for payload, _ in found] == [payloads[i % 3] for i in range(offered)]
+    assert len({source for _, source in found}) > offered / 2
+    for _, (host, port) in found:
+        assert 0 <= int(host.removeprefix("203.0.113.")) - 66 < 50
+        assert 0 <= port - SOURCE.port < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "sources", "said"),
+    [("7f\n7f00", 1, "of one length"), ("", 1, "of one length"), ("7f", 2**31, "sources")],
+)
+def test_payloads_and_sources_that_cannot_be_sent_are_refused(
+    target: Target, tmp_path: Path, text: str, sources: int, said: str
+) -> None:
+    (tmp_path / "payloads").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        replace(target.flood, payloads_file=tmp_path / "payloads", sources=sources).payloads()
 
 
 def loaded_program(process: subprocess.Popen[str]) -> int:

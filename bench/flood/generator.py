@@ -1,6 +1,6 @@
-"""A flood of UDP from one source, at a steady rate, out of an interface of this network namespace.
+"""A flood of UDP from one source or many, at a steady rate, out of an interface of this network namespace.
 
-``bench/live_frames.py`` runs ``generator.c`` over and over and sends what it redirects. **The core is busy all the time**,
+``bench/live_frames.py`` runs ``c/flood.c`` over and over and sends what it redirects. **The core is busy all the time**,
 at the lowest priority, with what the interface's peer does with a packet (its XDP program, its network stack up to the
 socket) too.
 
@@ -12,6 +12,7 @@ call, and the call ends by itself after 2**32 - 1 runs (more than 100 s).
 """
 
 import argparse
+import ctypes
 import json
 import os
 import struct
@@ -21,13 +22,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from pyroute2 import IPRoute
 
+from bench.frames import sum_words
 from bench.live_frames import checksum, compile_program, mac_bytes, run_live, transmitted
+from relay.dataplane.bpf.syscall import update_batch
 from wire.address import Address
 
 MAX_SECONDS = 60
 MAX_PAYLOAD_BYTES = 1472  # one frame of 1500 bytes
+MAX_PAYLOADS = 16_384
+_SOURCE = Path(__file__).parents[1] / "c" / "flood.c"
+# What the program writes anew for each frame: source address and port.
+_NOBODY = Address(bytes(4), 0)
 # 0x7f is nothing in RFC 7983: neither STUN, DTLS, RTP nor a TURN channel.
 JUNK = b"\x7f" + bytes(range(1, 100))
 
@@ -37,10 +45,11 @@ class Flood:
     """What to send, and for how long.
 
     interface: of the current network namespace.
-    source, destination: IPv4.
+    source, destination: IPv4. sources, ports: packets come from so many addresses and ports from ``source`` on, at random.
     source_mac, destination_mac: as ``02:00:00:00:00:01``.
     rate: packets/s; one out of reach (100 million) is full speed.
     seconds: at most 60.
+    payloads_file: payloads of one length that take turns in place of ``payload``, in hex, one a line.
     core: pinned to it; None leaves that to the scheduler.
     niceness: 19 gives way to everybody (a core that another process wants whole leaves 5 % of 200,000 packets/s).
     """
@@ -53,6 +62,9 @@ class Flood:
     rate: int
     seconds: float
     payload: bytes = JUNK
+    payloads_file: Path | None = None
+    sources: int = 1
+    ports: int = 1
     core: int | None = None
     niceness: int = 19
 
@@ -63,6 +75,10 @@ class Flood:
             raise ValueError(f"rate: {self.rate} packets/s")
         if not 0 < self.seconds <= MAX_SECONDS:
             raise ValueError(f"seconds: {self.seconds} is not within 0 to {MAX_SECONDS}")
+        if not 1 <= self.sources <= 2**32 - int.from_bytes(self.source.host, "big"):
+            raise ValueError(f"sources: {self.sources} addresses from {self.source.ip} on")
+        if not 1 <= self.ports <= 2**16 - self.source.port:
+            raise ValueError(f"ports: {self.ports} from {self.source.port} on")
         if len(self.payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(f"payload: {len(self.payload)} bytes, at most {MAX_PAYLOAD_BYTES}")
 
@@ -77,30 +93,61 @@ class Flood:
             "rate": self.rate,
             "seconds": self.seconds,
             "payload-hex": self.payload.hex(),
+            "sources": self.sources,
+            "ports": self.ports,
             "niceness": self.niceness,
         }
+        if self.payloads_file is not None:
+            options["payloads-file"] = self.payloads_file
         if self.core is not None:
             options["core"] = self.core
         return [
             sys.executable,
             "-m",
-            "tests.flood.generator",
+            "bench.flood.generator",
             *(f"--{name}={value}" for name, value in options.items()),
         ]
 
-    def frame(self) -> bytes:
-        """The one Ethernet frame that is sent again and again, with full checksums."""
-        udp_length = 8 + len(self.payload)
-        # RFC 768: the checksum is over a pseudo header of both addresses, the protocol and the length.
-        pseudo = self.source.host + self.destination.host + struct.pack("!HH", 17, udp_length)
-        ports = struct.pack("!HHH", self.source.port, self.destination.port, udp_length)
-        udp_checksum = checksum(pseudo + ports + bytes(2) + self.payload) or 0xFFFF
-        udp = ports + struct.pack("!H", udp_checksum) + self.payload
-        # version and header length, -, total length, identification, do not fragment, TTL, protocol
-        ip = struct.pack("!BBHHHBB", 0x45, 0, 20 + udp_length, 0, 0x4000, 64, 17)
-        addresses = self.source.host + self.destination.host
-        ip += struct.pack("!H", checksum(ip + bytes(2) + addresses)) + addresses
-        return mac_bytes(self.destination_mac) + mac_bytes(self.source_mac) + b"\x08\x00" + ip + udp
+    def payloads(self) -> list[bytes]:
+        """What takes turns. Raises ValueError or OSError if a file does not hold payloads of one length."""
+        if self.payloads_file is None:
+            return [self.payload]
+        found = [bytes.fromhex(line) for line in self.payloads_file.read_text().split()]
+        if not 1 <= len(found) <= MAX_PAYLOADS or len(set(map(len, found))) != 1:
+            raise ValueError(f"{self.payloads_file}: not 1 to {MAX_PAYLOADS} payloads of one length")
+        return found
+
+    def frame(self, payload: bytes | None = None) -> bytes:
+        """The Ethernet frame from ``source``, with full checksums."""
+        ip, udp, pseudo = self._headers(self.source, self.payload if payload is None else payload)
+        ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
+        udp = udp[:6] + struct.pack("!H", checksum(pseudo + udp) or 0xFFFF) + udp[8:]
+        return self._ethernet() + ip + udp
+
+    def template(self, payload: bytes) -> bytes:
+        """``struct frame``, but for the bytes at its end."""
+        ip, udp, pseudo = self._headers(_NOBODY, payload)
+        frame = self._ethernet() + ip + udp
+        return struct.pack("=II", _fold(sum_words(ip)), _fold(sum_words(pseudo + udp))) + frame
+
+    def _ethernet(self) -> bytes:
+        return mac_bytes(self.destination_mac) + mac_bytes(self.source_mac) + b"\x08\x00"
+
+    def _headers(self, source: Address, payload: bytes) -> tuple[bytes, bytes, bytes]:
+        """IP and UDP with zeros for checksums, and RFC 768's pseudo header: addresses, protocol and length."""
+        udp_length = 8 + len(payload)
+        addresses = source.host + self.destination.host
+        # version and header length, -, total length, identification, do not fragment, TTL, protocol, checksum
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + udp_length, 0, 0x4000, 64, 17, 0) + addresses
+        udp = struct.pack("!HHHH", source.port, self.destination.port, udp_length, 0) + payload
+        return ip, udp, addresses + struct.pack("!HH", 17, udp_length)
+
+
+def _fold(total: int) -> int:
+    """Words and carries in 16 bits, so that the program's sums cannot overflow."""
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
 
 
 class Report(NamedTuple):
@@ -127,8 +174,9 @@ class GeneratorError(Exception):
 
 def send(flood: Flood) -> Report:
     """Send it, and return when it is over. Takes this process's SIGALRM. Raises GeneratorError, OSError."""
-    frame = flood.frame()
-    bpf = compile_program(Path(__file__).with_name("generator.c"), [f"-DFRAME_BYTES={len(frame)}"])
+    payloads = flood.payloads()
+    frame = flood.frame(payloads[0])
+    bpf = compile_program(_SOURCE, [f"-DFRAME_BYTES={len(frame)}", f"-DFRAMES={len(payloads)}"])
     try:
         function = bpf.load_func(b"send_flood", bpf.XDP)
         with IPRoute() as ip:
@@ -136,13 +184,18 @@ def send(flood: Flood) -> Report:
             if not found:
                 raise GeneratorError(f"no interface {flood.interface} in this network namespace")
             index = found[0]
-            floods, frames = bpf[b"floods"], bpf[b"frames"]
-            frames[frames.Key(0)] = frames.Leaf.from_buffer_copy(frame)
+            floods = bpf[b"floods"]
+            _fill(bpf[b"frames"], [flood.template(payload) for payload in payloads])
             floods[floods.Key(0)] = floods.Leaf(
                 packets_per_s=flood.rate,
                 duration_ns=int(flood.seconds * 1e9),
                 max_packets=max(1, int(flood.rate * flood.seconds)),
                 interface=index,
+                first_host=int.from_bytes(flood.source.host, "big"),
+                sources=flood.sources,
+                first_port=flood.source.port,
+                ports=flood.ports,
+                seed=2_463_534_242,
             )
             sent, cpu_s = transmitted(ip, index), time.process_time()
             run_live(function.fd, frame, flood.seconds)
@@ -150,6 +203,21 @@ def send(flood: Flood) -> Report:
         return _report(floods[floods.Key(0)], sent, cpu_s)
     finally:
         bpf.cleanup()
+
+
+def _fill(table: Any, templates: list[bytes]) -> None:
+    """Write the array of frames at once."""
+    count, value_bytes = len(templates), ctypes.sizeof(table.Leaf)
+    keys = np.arange(count, dtype=np.uint32)
+    values = np.zeros((count, value_bytes), dtype=np.uint8)
+    for row, template in zip(values, templates, strict=True):
+        row[: len(template)] = np.frombuffer(template, dtype=np.uint8)
+    update_batch(
+        table.map_fd,
+        (ctypes.c_uint32 * count).from_buffer(keys.data),
+        (ctypes.c_uint8 * values.nbytes).from_buffer(values.data),
+        count,
+    )
 
 
 def _report(result: Any, transmitted: int, cpu_s: float) -> Report:
@@ -173,7 +241,7 @@ def _report(result: Any, transmitted: int, cpu_s: float) -> Report:
 
 def _arguments() -> Flood:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.flood.generator", description=__doc__.splitlines()[0]
+        prog="python -m bench.flood.generator", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--interface", required=True)
     parser.add_argument("--source", type=Address.parse, required=True, help="IPv4 ADDRESS:PORT")
@@ -183,6 +251,9 @@ def _arguments() -> Flood:
     parser.add_argument("--rate", type=int, required=True, help="packets/s; 100000000 is full speed")
     parser.add_argument("--seconds", type=float, required=True, help=f"at most {MAX_SECONDS}")
     parser.add_argument("--payload-hex", type=bytes.fromhex, default=JUNK, dest="payload")
+    parser.add_argument("--payloads-file", type=Path, help="payloads of one length, in hex, one a line")
+    parser.add_argument("--sources", type=int, default=1, help="addresses from SOURCE on")
+    parser.add_argument("--ports", type=int, default=1, help="ports from SOURCE's on")
     parser.add_argument("--core", type=int)
     parser.add_argument("--niceness", type=int, default=19)
     return Flood(**vars(parser.parse_args()))

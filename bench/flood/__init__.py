@@ -1,0 +1,1 @@
+"""A relay under attack: calls beside a flood, and what they lose."""
