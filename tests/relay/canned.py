@@ -7,7 +7,7 @@ import ctypes
 import errno
 import socket
 from collections import defaultdict, deque
-from collections.abc import Callable  # noqa: TC003
+from collections.abc import Callable
 from struct import pack, unpack_from
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from relay.dataplane.batches import SystemCalls
 from wire.address import Address
 
 MESSAGE_BYTES = 64
+# An errno, or 0, for a message to that address.
+Refuse = Callable[[Address, list[bytes]], int]
 
 
 class Sent(NamedTuple):
@@ -32,7 +34,7 @@ class CannedCalls:
     def __init__(self) -> None:
         self.arrived: dict[int, deque[tuple[bytes, Address | bytes]]] = defaultdict(deque)
         self.sent: list[Sent] = []
-        self.refuse: Callable[[Address, list[bytes]], int] = lambda destination, datagrams: 0
+        self.refuse: Refuse = lambda destination, datagrams: 0
         self.most_a_call = 1024
         self._messages = 0
 
