@@ -257,7 +257,10 @@ def _add_command(name: str, text: str) -> None:
 _add_command(
     "forward", "Packets a second through each peer, both ways, by payload; CPU time a packet at a voice load."
 )
-_add_command("breakdown", "What a userspace worker's time is for: receiving, Python, sending, waiting.")
+_add_command(
+    "breakdown",
+    "What a userspace worker's time is for (receiving, Python, sending, waiting), for all rounds at once.",
+)
 _add_command("latency", "Time from client to transceiver at half load.")
 _add_command(
     "flows", "Packets a second by number of flows in random order, and memory of a flow and of a worker."

@@ -105,19 +105,24 @@ def userspace(rig: Rig, topology: Topology, flows: int) -> Iterator[Relay]:
     with contextlib.ExitStack() as stack:
         relay = stack.enter_context(start(topology, flows, "--dataplane", "userspace"))
         ways, worker = spp_ways(), relay.worker()["pid"]
-        rig.place([worker], rig.core, rig.harness_core)
+
+        def assured() -> int:
+            now = relay.worker()
+            if now["pid"] != worker:
+                raise BenchError("the supervisor has started the worker anew, as it did not answer")
+            return int(now["assured_flows"])
+
+        def check() -> None:
+            if (found := assured()) != flows:
+                raise BenchError(f"of {flows} flows that were made the worker has {found}")
+
+        rig.place(relay.pids, rig.core, rig.harness_core)
         empty_bytes = _own_bytes(worker)
         make_flows(rig, topology, relay.keys, ways, flows)
-        _wait_for(lambda: relay.worker()["assured_flows"] == flows, f"{flows} assured flows")
+        _wait_for(lambda: assured() == flows, f"{flows} assured flows")
         memory = WorkerMemory(
             name=USERSPACE, flows=flows, empty_bytes=empty_bytes, full_bytes=_own_bytes(worker)
         )
-
-        def check() -> None:
-            found = relay.worker()["assured_flows"]
-            if found != flows:
-                raise BenchError(f"of {flows} flows that were made the worker has {found}")
-
         up, down = ways
         yield Relay(
             up=up,
