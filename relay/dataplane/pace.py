@@ -32,7 +32,7 @@ class Pace:
             return
         now = time.monotonic()
         rate = packets / max(now - self._since, 1e-6)
+        self._since = now
         self._awake_until = now + self._busy_s
         if self._most_s and rate >= _MIN_PER_S and packets < _WANTED:
             time.sleep(min(self._most_s, _WANTED / rate))
-        self._since = now
