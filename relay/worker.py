@@ -102,7 +102,7 @@ class Worker:
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._tick(now)
-            self._pace.rest(packets)
+            self._pace.rest(packets, now)
         self._empty_sockets()
 
     def _drain(self, signal_number: int, frame: object) -> None:

@@ -49,6 +49,12 @@ class Flow:
         ours, theirs = (self.transceiver, self.ufrag_tag), (other.transceiver, other.ufrag_tag)
         return ours == theirs and self.assured == other.assured
 
+    def goes_on_from(self, stored: "Flow") -> bool:
+        """Whether what is stored is of the same flow: an assured one keeps its counts over an ICE restart."""
+        if not self.assured:
+            return self.is_same_session(stored)
+        return stored.assured and self.transceiver == stored.transceiver
+
     def catch_up(self, shared: "Flow") -> None:
         """Add what is not stored yet to what others, XDP among them, have seen and stored of the session."""
         if shared.down_seen_at > self.down_seen_at:

@@ -26,13 +26,14 @@ class Pace:
         now = time.monotonic()
         return 0.0 if now < self._awake_until else max(0.0, next_tick - now)
 
-    def rest(self, packets: int) -> None:
-        """Pause for as long as it takes a batch to gather at the rate at which packets came since the last call."""
+    def rest(self, packets: int, began: float) -> None:
+        """Pause until a batch has gathered since ``began``, when these packets were taken, at the rate since the last call."""
         if not packets:
             return
         now = time.monotonic()
         rate = packets / max(now - self._since, 1e-6)
         self._since = now
         self._awake_until = now + self._busy_s
-        if self._most_s and rate >= _MIN_PER_S and packets < _WANTED:
-            time.sleep(min(self._most_s, _WANTED / rate))
+        pause = min(self._most_s, _WANTED / rate - (now - began))
+        if pause > 0 and rate >= _MIN_PER_S:
+            time.sleep(pause)

@@ -336,6 +336,16 @@ def test_counts_of_xdp_and_of_workers_add_up(stored: Stored) -> None:
     assert ours.counts == (124, 0, 0, 1005)
 
 
+def test_provisional_flow_of_another_ufrag_is_made_anew(stored: Stored) -> None:
+    before, after = flow(), flow()
+    before.media_down, before.packets_down, after.ufrag_tag = True, 5, "another"
+    assert stored.store.write(before)
+    assert stored.store.write(after)
+    read = stored.store.read(after.key)
+    assert read is not None
+    assert (read.ufrag_tag, read.media_down, read.packets_down) == ("another", False, 0)
+
+
 def test_ice_restart_keeps_what_xdp_has_counted(stored: Stored) -> None:
     ours = flow(assured=True)
     assert stored.store.write(ours)

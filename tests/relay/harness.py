@@ -35,7 +35,7 @@ class MemoryStore:
 
     def write(self, flow: Flow) -> None:
         shared = self.flows.get(flow.key)
-        if shared is not None and (shared.transceiver, shared.assured) == (flow.transceiver, flow.assured):
+        if shared is not None and flow.goes_on_from(shared):
             flow.catch_up(shared)
         flow.stored, flow.stored_counts = True, flow.counts
         self.flows[flow.key] = replace(flow)

@@ -4,7 +4,7 @@ The store is as fresh as it can be: written after each packet. A client comes to
 silent for longer than a worker's own copy is believed without a look (_FRESH_S), as a move is rarely within a burst.
 """
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.relay.harness import Relay
@@ -62,6 +62,14 @@ def packets_of(kind: str, call: str, client: Address) -> list[Packet]:
 
 @settings(deadline=None, max_examples=600)
 @given(st.lists(STEPS, max_size=25))
+@example(
+    [
+        (0.02, OTHER_CLIENT_V4, 0, ("check", "restarted")),
+        (0.02, OTHER_CLIENT_V4, 0, ("down dtls", "call")),
+        (0.02, OTHER_CLIENT_V4, 0, ("check", "call")),
+        (0.02, OTHER_CLIENT_V4, 0, ("up dtls", "call")),
+    ]
+)
 def test_two_workers_decide_as_one(steps: list[tuple[float, Address, int, tuple[str, str]]]) -> None:
     alone, workers = Relay(), Workers()
     last_at: dict[Address, float] = {}

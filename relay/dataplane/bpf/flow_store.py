@@ -57,12 +57,7 @@ class KernelFlowStore:
     def write(self, flow: Flow) -> bool:
         """Store a flow as it is now, over what is there of another session; False if the map is full."""
         shared = self.read(flow.key)
-        # An ICE restart leaves transceiver and counts as they are.
-        goes_on = shared is not None and (shared.transceiver, shared.assured) == (
-            flow.transceiver,
-            flow.assured,
-        )
-        return self._write(flow, shared if goes_on else None)
+        return self._write(flow, shared if shared is not None and flow.goes_on_from(shared) else None)
 
     def _write(self, flow: Flow, shared: Flow | None) -> bool:
         client_path = _NO_PATH
