@@ -33,7 +33,7 @@ PEERS: dict[str, Peer] = {
 OPUS_MIX = (40, 80, 110, 160, 40, 80, 110, 160, 40, 80, 110, 160, 40, 80, 110, 240)
 # Of the rate that is delivered at full load.
 _TRIED_RATES = (0.9, 1.1, 1.4, 1.8, 2.4)
-_TRY_S = 0.15
+_TRY_S = 0.3
 # A turn in which somebody else had more of the core than this is repeated so often.
 _MIN_CORE_SHARE, _RETRIES = 0.97, 3
 # Flows without a packet end after 60 s; connection tracking is told to keep them longer.

@@ -9,7 +9,6 @@ has taken its slot over.
 import contextlib
 import logging
 import os
-import selectors
 import signal
 import socket
 import sys
@@ -29,6 +28,7 @@ from relay.dataplane.bpf.heart import Heart
 from relay.dataplane.counters import WorkerCounters
 from relay.dataplane.pace import Pace
 from relay.dataplane.userspace import UserspaceDataPath
+from relay.dataplane.watch import Watch
 from relay.settings import WorkerSettings
 from wire.admin import Message
 
@@ -61,16 +61,14 @@ class Worker:
         fleet = [socket.socket(fileno=fd) for fd in settings.fleet_fds]
         checks = [socket.socket(fileno=fd) for fd in settings.check_fds]
         self._path = UserspaceDataPath(self._core, self._counters, public, fleet, checks=checks)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(control, selectors.EVENT_READ)
-        for sock in self._path.sockets:
-            self._selector.register(sock, selectors.EVENT_READ)
+        self._watch = Watch(self._path.sockets)
+        self._watch.add(control)
         # A signal that arrives while the loop sleeps must wake it.
         self._wakeup, wakeup_writer = socket.socketpair()
         wakeup_writer.setblocking(False)
         self._wakeup_writer = wakeup_writer
         signal.set_wakeup_fd(wakeup_writer.fileno())
-        self._selector.register(self._wakeup, selectors.EVENT_READ)
+        self._watch.add(self._wakeup)
         self._draining = False
         self._pace = Pace(settings.gather_us, settings.busy_poll_us)
         # Transceivers' hosts that the supervisor has been told of.
@@ -91,9 +89,13 @@ class Worker:
             self._control.send({"event": "ready"})
         next_tick = time.monotonic() + _TICK_S
         while not self._draining:
-            ready = {key.fileobj for key, _ in self._selector.select(self._pace.timeout_s(next_tick))}
+            sockets, ready = self._watch.wait(self._pace.timeout_s(next_tick))
             now = time.monotonic()
-            packets = sum(self._path.receive(sock, now) for sock in self._path.sockets if sock in ready)
+            packets = 0
+            for sock in sockets:
+                count = self._path.receive(sock, now)
+                self._watch.note(sock, count)
+                packets += count
             if self._control in ready and not self._receive_control(now):
                 if self._store is None:
                     return
@@ -102,7 +104,7 @@ class Worker:
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._tick(now)
-            self._pace.rest(packets, now)
+            self._pace.rest(packets, now, is_busy=self._watch.is_busy)
         self._empty_sockets()
 
     def _drain(self, signal_number: int, frame: object) -> None:
@@ -119,7 +121,7 @@ class Worker:
     def _go_on_alone(self) -> None:
         logger.warning("the supervisor is gone; serving until the next one takes over (`relayctl start`)")
         if self._control is not None:
-            self._selector.unregister(self._control)
+            self._watch.remove(self._control)
             self._control.close()
             self._control = None
 

@@ -5,6 +5,7 @@ bytes is keyed, so nobody can choose names that collide). ``get`` gives a copy, 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from struct import Struct
 from typing import Any
 
@@ -90,8 +91,7 @@ class AssuredFlows:
 
     def find(self, names: Sequence[bytes]) -> Rows:
         """The row of each name; -1 where there is none."""
-        row_of = self._row_of.get
-        return np.array([row_of(name, -1) for name in names], np.intp)
+        return np.fromiter(map(self._row_of.get, names, repeat(-1)), np.intp, len(names))
 
     def get(self, key: FlowKey) -> Flow | None:
         """The flow as it stands; ``update`` writes changes back."""

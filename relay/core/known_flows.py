@@ -38,11 +38,10 @@ class KnownFlows:
         """
         flows = self._flows
         known = self._known(rows, lengths, now) & _IS_MEDIA[first_bytes]
-        # A check may move the flow, and what follows it goes the new way.
-        checked = rows[~known & (rows >= 0)]
-        if len(checked):
-            known &= ~np.isin(rows, checked)
-        rows, lengths = rows[known], lengths[known]
+        if not known.all():
+            # A check may move the flow, and what follows it goes the new way.
+            known &= ~np.isin(rows, rows[~known & (rows >= 0)])
+            rows, lengths = rows[known], lengths[known]
         flows.last_seen[rows] = now
         # A row may be named more than once.
         np.add.at(flows.packets_up, rows, _ONE)
@@ -63,9 +62,10 @@ class KnownFlows:
         """
         flows = self._flows
         known = self._known(rows, lengths, now) & (flows.transceiver[rows] == senders)
-        rows, lengths = rows[known], lengths[known]
+        if not known.all():
+            rows, lengths, first_bytes = rows[known], lengths[known], first_bytes[known]
         flows.last_seen[rows] = flows.down_seen_at[rows] = now
-        flows.released[rows] = first_bytes[known] == DTLS_ALERT
+        flows.released[rows] = first_bytes == DTLS_ALERT
         np.add.at(flows.packets_down, rows, _ONE)
         np.add.at(flows.bytes_down, rows, lengths.astype(np.uint64))
         return known, flows.vip[rows]

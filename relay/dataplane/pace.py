@@ -5,7 +5,7 @@ import time
 # At a slower rate a pause would gather nothing.
 _MIN_PER_S = 10_000
 # What a batch is best at; more gains little.
-_WANTED = 48
+_WANTED = 384
 
 
 class Pace:
@@ -20,20 +20,25 @@ class Pace:
         self._busy_s = busy_poll_us / 1e6
         self._since = time.monotonic()
         self._awake_until = self._since
+        self._rate = 1.0
 
     def timeout_s(self, next_tick: float) -> float:
         """How long to wait for a packet."""
         now = time.monotonic()
         return 0.0 if now < self._awake_until else max(0.0, next_tick - now)
 
-    def rest(self, packets: int, began: float) -> None:
-        """Pause until a batch has gathered since ``began``, when these packets were taken, at the rate since the last call."""
-        if not packets:
-            return
+    def rest(self, packets: int, began: float, *, is_busy: bool) -> None:
+        """Pause until a batch has gathered since ``began``, when these packets were taken, at the rate since the last call.
+
+        is_busy: packets are expected though none may have come now.
+        """
         now = time.monotonic()
-        rate = packets / max(now - self._since, 1e-6)
-        self._since = now
-        self._awake_until = now + self._busy_s
-        pause = min(self._most_s, _WANTED / rate - (now - began))
-        if pause > 0 and rate >= _MIN_PER_S:
+        if packets:
+            self._rate = packets / max(now - self._since, 1e-6)
+            self._since = now
+            self._awake_until = now + self._busy_s
+        elif not is_busy:
+            return
+        pause = min(self._most_s, _WANTED / self._rate - (now - began))
+        if pause > 0 and self._rate >= _MIN_PER_S:
             time.sleep(pause)

@@ -321,11 +321,10 @@ class _ToFleet:
             if not len(here):
                 continue
             sendable[here] = False
-            sizes = lengths[here] + HEADER_BYTES
-            order = _trains_first(numbers[here], sizes, flows[here])
-            here, sizes = here[order], sizes[order]
-            starts = train_starts(numbers[here], sizes)
-            pointers = ways.addresses.pointers[numbers[here]]
+            here = here[_trains_first(numbers[here], lengths[here], flows[here])]
+            sizes, to = lengths[here] + HEADER_BYTES, numbers[here]
+            starts = train_starts(to, sizes)
+            pointers = ways.addresses.pointers[to]
             failures = sender.send(fd, slots, here, HEADER_AT, sizes, pointers, ways.addresses.length, starts)
             _note_failures(failures, here, verdicts)
         verdicts[sendable] = Verdict.DROP_SEND_FAILED
