@@ -19,6 +19,7 @@ from fleet.flow_cache import FlowRecord
 from host.line_socket import LineSocket
 from host.log import configure_logging
 from host.privileges import drop_privileges
+from host.scheduling import take_short_turns
 from relay.core.flow import Flow, FlowKey
 from relay.core.forwarding import FlowNotice, RelayCore
 from relay.core.verdict import FlowEvent
@@ -218,6 +219,7 @@ def main() -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure_logging()
+    take_short_turns()
     sock = socket.socket(fileno=int(sys.argv[1]))
     control = LineSocket(sock)
     worker: Worker | None = None

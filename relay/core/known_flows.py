@@ -71,7 +71,8 @@ class KnownFlows:
         return known, flows.vip[rows]
 
     def _known(self, rows: Rows, lengths: Lengths, now: float) -> Flags:
-        known = (rows >= 0) & (lengths > 0) & (lengths <= MAX_DATAGRAM_BYTES)
+        # What is no positive number is a very large one without its sign.
+        known = (rows >= 0) & ((lengths - 1).view(np.uint64) < MAX_DATAGRAM_BYTES)
         if self._is_shared:
             known &= now - self._flows.last_seen[rows] < FRESH_S
         return known

@@ -5,7 +5,7 @@ import time
 # At a slower rate a pause would gather nothing.
 _MIN_PER_S = 10_000
 # What a batch is best at; more gains little.
-_WANTED = 384
+_WANTED = 256
 
 
 class Pace:

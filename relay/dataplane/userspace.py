@@ -181,20 +181,19 @@ class _FromClients(_Entrance):
         numbers = np.full(count, -1, np.int64)
         names = slots.name[:count].tolist()
         rows = self._flows.find(names)
-        left: Sequence[int] = range(count)
+        left = np.ones(count, np.bool_)
         if count > _FEW:
             known, transceivers = self._known_flows.forward_up(rows, slots.first_byte[:count], lengths, now)
             verdicts[known] = Verdict.FORWARD_FLOW
             numbers[known] = transceivers
-            left = (~known).nonzero()[0].tolist()
+            left = ~known
+        if most_unknown < count:
+            left[(rows < 0).nonzero()[0][most_unknown:]] = False
         # Whose order is to be kept: of unknown clients, the first packet's place stands for the flow.
         firsts: dict[bytes, int] = {}
-        for index in left:
+        for index in left.nonzero()[0].tolist():
             if rows[index] < 0:
                 rows[index] = ~firsts.setdefault(names[index], index)
-                if not most_unknown:
-                    continue
-                most_unknown -= 1
             client = self._receiver.sources.get(index)
             datagram = slots.read(index, PAYLOAD_AT, int(lengths[index]))
             verdict, transceiver, _ = self._core.receive_from_client(datagram, client, self._vip_index, now)

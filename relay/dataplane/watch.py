@@ -1,7 +1,7 @@
 """Which sockets wake a worker up, and which it looks after by itself.
 
 To have a socket watched costs the kernel something for each packet that comes to it. One that has many at a time is not
-watched, but read at each turn, until it is found empty twice.
+watched, but read at each turn, until it was found empty some times.
 """
 
 import selectors
@@ -12,7 +12,7 @@ from typing import Any
 # So many packets at once, and more are on their way.
 _MANY = 8
 # With so many turns without any, none are.
-_EMPTY_TURNS = 2
+_EMPTY_TURNS = 4
 
 
 class Watch:

@@ -33,13 +33,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     [
         pytest.param(1, 101, 10, 500, [], id="9,900/s: each packet as it comes"),
         pytest.param(1, 99, 10, 500, [500], id="10,100/s: no longer than gather_us"),
-        pytest.param(10, 100, 50, 500, [430], id="100,000/s: until 48 have come"),
-        pytest.param(100, 100, 40, 500, [8], id="1,000,000/s"),
-        pytest.param(100, 100, 50, 500, [], id="enough have come meanwhile"),
+        pytest.param(10, 10, 50, 500, [206], id="1,000,000/s: until 256 have come"),
+        pytest.param(300, 300, 250, 500, [6], id="of which some have come meanwhile"),
+        pytest.param(300, 300, 260, 500, [], id="enough have come meanwhile"),
         pytest.param(10, 100, 50, 0, [], id="never"),
         pytest.param(10, 100, 50, 60, [60], id="shorter"),
         pytest.param(0, 100, 50, 500, [], id="no packet"),
-        pytest.param(5, 0, 0, 500, [10], id="two calls at one time"),
+        pytest.param(1, 0, 0, 500, [256], id="two calls at one time"),
     ],
 )
 def test_pause(
@@ -47,26 +47,35 @@ def test_pause(
 ) -> None:
     made = Pace(gather_us, busy_poll_us=0)
     clock.now += every_us / 1e6
-    made.rest(packets, clock.now - worked_us / 1e6)
+    made.rest(packets, clock.now - worked_us / 1e6, is_busy=False)
     assert clock.slept == slept_us
 
 
 def test_batches_are_alike_at_a_steady_rate(clock: Clock) -> None:
-    """At 100,000/s, with 100 µs of work for each batch."""
+    """At 1,000,000/s, with 100 µs of work for each batch."""
     made = Pace(1000, busy_poll_us=0)
     batches = []
     for _ in range(5):
         began = clock.now
-        batches.append(round((began - 100) * 100_000) - sum(batches))
+        batches.append(round((began - 100) * 1_000_000) - sum(batches))
         clock.now += 100e-6
-        made.rest(batches[-1], began)
-    assert batches[-2:] == [48, 48]
+        made.rest(batches[-1], began, is_busy=False)
+    assert batches[-2:] == [256, 256]
+
+
+def test_busy_worker_that_finds_nothing_waits_as_for_the_last_batch(clock: Clock) -> None:
+    made = Pace(500, busy_poll_us=0)
+    clock.now += 1e-3
+    made.rest(1000, clock.now - 400e-6, is_busy=True)
+    made.rest(0, clock.now, is_busy=True)
+    made.rest(0, clock.now, is_busy=False)
+    assert clock.slept == [256]
 
 
 def test_wait_is_until_the_next_tick_or_none_at_all_while_it_polls(clock: Clock) -> None:
     made = Pace(0, busy_poll_us=100)
     assert made.timeout_s(100.25) == pytest.approx(0.25)
-    made.rest(1, clock.now)
+    made.rest(1, clock.now, is_busy=False)
     assert made.timeout_s(100.25) == 0.0
     clock.now += 101e-6
     assert made.timeout_s(100.25) == pytest.approx(0.25, abs=1e-3)
