@@ -13,7 +13,7 @@ from wire.address import Address
 
 # Packets queue here while a worker restarts. Without CAP_NET_ADMIN the kernel caps it at net.core.rmem_max, by default
 # some 270 packets.
-_RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024
+_RECEIVE_BUFFER_BYTES = 16 * 1024 * 1024
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _UDP_NO_CHECK6_RX = 102  # linux/udp.h
 
