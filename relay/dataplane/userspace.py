@@ -42,7 +42,7 @@ _FEW = 3
 # Packets of unknown clients a turn, about 1 ms of a worker's time, in which others' packets wait.
 _UNKNOWN_A_TURN = 32
 # Batches of a queue in which a worker is behind, before other sockets have their turn.
-_CATCH_UP_BATCHES = 4
+_CATCH_UP_BATCHES = 2
 # A queue that is fuller will soon lose packets, and does not ask whose.
 _BEHIND_SHARE = 0.25
 _SO_MEMINFO = 55  # asm-generic/socket.h
