@@ -114,7 +114,7 @@ class FloodSite:
 
     def newcomers(self, count: int, interval_s: float) -> Newcomers:
         """So many clients of new sessions on a transceiver of the calls, from new addresses."""
-        first = _FIRST_NEWCOMER + time.monotonic_ns() // 1_000_000 % 65_536
+        first = _FIRST_NEWCOMER + time.monotonic_ns() // 1_000_000 % 65_000
         clients = [Address((first + i).to_bytes(4, "big"), _NEWCOMER_PORT) for i in range(count)]
         checks = [make_checks(self.keys, _TRANSCEIVERS[0], 1)[0] for _ in clients]
         return Newcomers(self.hosts.client, VIP, dict(zip(clients, checks, strict=True)), interval_s)
