@@ -5,8 +5,9 @@ The ufrag travels in clear and authorises nothing but routing.
 """
 
 import hmac
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass
 from struct import Struct
 
@@ -60,7 +61,17 @@ def open_ufrag_untrusted(keys: KeyRing, ufrag: str) -> RouteHint:
     Only the canonical text form opens, so that a session has exactly one ufrag. Age and network are the relay's to judge.
     """
     sealed = _decode(ufrag)
+    return _unseal(_key_of(keys, sealed), sealed)
+
+
+def open_session_untrusted(keys: KeyRing, ufrag: str) -> tuple[RouteHint, str]:
+    """The hint and the ice-pwd of a sealed ufrag, at the price of one. Raises WireError as ``open_ufrag_untrusted``."""
+    sealed = _decode(ufrag)
     key = _key_of(keys, sealed)
+    return _unseal(key, sealed), _ice_pwd(key, ufrag)
+
+
+def _unseal(key: FleetKey, sealed: bytes) -> RouteHint:
     try:
         plain = key.ufrag.decrypt(sealed[1:], [sealed[:1]])
     except InvalidTag:
@@ -86,7 +97,10 @@ def derive_ice_pwd(keys: KeyRing, ufrag: str) -> str:
 
     Raises WireError as ``open_ufrag_untrusted`` does, but does not unseal.
     """
-    key = _key_of(keys, _decode(ufrag))
+    return _ice_pwd(_key_of(keys, _decode(ufrag)), ufrag)
+
+
+def _ice_pwd(key: FleetKey, ufrag: str) -> str:
     return b64encode(hmac.digest(key.ice_pwd, ufrag.encode(), "sha256")).decode()[:ICE_PWD_CHARS]
 
 
@@ -94,10 +108,10 @@ def _decode(ufrag: str) -> bytes:
     if len(ufrag) not in UFRAG_CHARS:
         raise WireError(WireFault.UFRAG_FORGED, f"no sealed ufrag has {len(ufrag)} characters")
     try:
-        sealed = b64decode(ufrag + "=" * (-len(ufrag) % 4), validate=True)
+        sealed = a2b_base64(ufrag + "=" * (-len(ufrag) % 4), strict_mode=True)
     except (Base64Error, ValueError):
         raise WireError(WireFault.UFRAG_FORGED, "ufrag is not base64") from None
-    if b64encode(sealed).rstrip(b"=") != ufrag.encode():
+    if b2a_base64(sealed, newline=False).rstrip(b"=") != ufrag.encode():
         raise WireError(WireFault.UFRAG_FORGED, "ufrag is not in canonical base64")
     return sealed
 

@@ -11,14 +11,14 @@ from relay.core.verdict import Verdict
 from wire.errors import WireError, WireFault
 from wire.keys import KeyRing
 from wire.stun import StunMessage, verify_integrity
-from wire.ufrag import RouteHint, derive_ice_pwd, open_ufrag_untrusted
+from wire.ufrag import RouteHint, open_session_untrusted
 
 _VERDICTS = {
     WireFault.UFRAG_FORGED: Verdict.DROP_UFRAG_FORGED,
     WireFault.UFRAG_UNKNOWN_KEY: Verdict.DROP_UFRAG_UNKNOWN_KEY,
 }
-# About 0.4 KB each; a consent check every 5 s from each of the flows that one worker carries stays in it.
-_CACHED_UFRAGS = 65_536
+# About 0.6 KB each, for checks that are sent again; those of an assured flow's own ufrag need not be opened.
+_CACHED_UFRAGS = 8_192
 
 
 class RefusedError(Exception):
@@ -57,11 +57,10 @@ class Admission:
             self._opened.move_to_end(server_ufrag)
             return opened
         try:
-            hint = open_ufrag_untrusted(self._keys, server_ufrag)
-            ice_pwd = derive_ice_pwd(self._keys, server_ufrag).encode()
+            hint, ice_pwd = open_session_untrusted(self._keys, server_ufrag)
         except WireError as error:
             raise RefusedError(_VERDICTS[error.fault]) from None
         if len(self._opened) >= _CACHED_UFRAGS:
             self._opened.popitem(last=False)
-        self._opened[server_ufrag] = hint, ice_pwd
-        return hint, ice_pwd
+        self._opened[server_ufrag] = opened = hint, ice_pwd.encode()
+        return opened

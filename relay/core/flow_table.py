@@ -50,6 +50,12 @@ class _ProvisionalFlows:
         ] = flow
         self._by_ufrag.setdefault(flow.ufrag_tag, OrderedDict())[flow.key] = flow
 
+    def refresh(self, flow: Flow) -> None:
+        """Make it the newest."""
+        self.flows.move_to_end(flow.key)
+        self._by_prefix[self._policy.source_prefix(flow.key.client.host)].move_to_end(flow.key)
+        self._by_ufrag[flow.ufrag_tag].move_to_end(flow.key)
+
     def pop(self, key: FlowKey) -> Flow | None:
         """Take a flow out of every index."""
         flow = self.flows.pop(key, None)
@@ -150,8 +156,7 @@ class FlowTable:
         if flow.assured:
             self.assured.update(flow)
         else:
-            self._provisional.pop(flow.key)
-            self._provisional.put(flow)
+            self._provisional.refresh(flow)
 
     def save(self, flow: Flow) -> None:
         """Note what has changed of a flow without a packet."""

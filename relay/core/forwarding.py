@@ -26,7 +26,7 @@ MAX_DATAGRAM_BYTES = 2048
 
 DTLS_ALERT = 21
 # Sources, and ufrags, whose rates are remembered; about 0.3 KB each.
-_RATED_NAMES = 65_536
+_RATED_NAMES = 32_768
 # A call sends every 20 ms; a client that others had meanwhile was silent here for longer.
 FRESH_S = 1.0
 

@@ -108,7 +108,7 @@ class AddressRules:
 
         self._own = policy.own_sockets
         self._own_hosts = {a.host for a in policy.own_sockets if a.host not in loopback}
-        self._client_host = lru_cache(maxsize=65_536)(may_be_client)
+        self._client_host = lru_cache(maxsize=16_384)(may_be_client)
         self._transceiver_host = lru_cache(maxsize=4096)(fleet.__contains__)
 
     def may_be_client(self, address: Address) -> bool:

@@ -30,6 +30,8 @@ class Pace:
     def rest(self, packets: int, began: float, *, is_busy: bool) -> None:
         """Pause until a batch has gathered since ``began``, when these packets were taken, at the rate since the last call.
 
+        From one batch to the next it is ``gather_us`` at most: who works for longer pauses no more.
+
         is_busy: packets are expected though none may have come now.
         """
         now = time.monotonic()
@@ -39,6 +41,6 @@ class Pace:
             self._awake_until = now + self._busy_s
         elif not is_busy:
             return
-        pause = min(self._most_s, _WANTED / self._rate - (now - began))
+        pause = min(self._most_s, _WANTED / self._rate) - (now - began)
         if pause > 0 and self._rate >= _MIN_PER_S:
             time.sleep(pause)

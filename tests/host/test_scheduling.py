@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-_ASK = "import os; from host.scheduling import take_short_turns; os.nice({niceness}); print(take_short_turns())"
+_ASK = (
+    "import os; from host.scheduling import take_short_turns; os.nice({niceness}); print(take_short_turns())"
+)
 _READ = "; print(os.nice(0)); print(open('/proc/self/sched').read())"
 _HAS_TURNS = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 

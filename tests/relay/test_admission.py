@@ -24,7 +24,7 @@ from tests.relay.network import (
 )
 from wire.keys import FleetKey, KeyRing
 from wire.stun import parse_stun_untrusted
-from wire.ufrag import RouteHint, open_ufrag_untrusted
+from wire.ufrag import RouteHint, open_session_untrusted
 
 
 def admission(keys: KeyRing = KEYS, policy: RelayPolicy = POLICY) -> Admission:
@@ -139,11 +139,11 @@ def unsealed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every ufrag that admission unseals."""
     ufrags: list[str] = []
 
-    def open_ufrag(keys: KeyRing, ufrag: str) -> RouteHint:
+    def open_session(keys: KeyRing, ufrag: str) -> tuple[RouteHint, str]:
         ufrags.append(ufrag)
-        return open_ufrag_untrusted(keys, ufrag)
+        return open_session_untrusted(keys, ufrag)
 
-    monkeypatch.setattr(relay.core.admission, "open_ufrag_untrusted", open_ufrag)
+    monkeypatch.setattr(relay.core.admission, "open_session_untrusted", open_session)
     return ufrags
 
 

@@ -13,7 +13,9 @@ class Rig:
     """Two sockets of packets, and another one that is watched."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.sockets = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2)]
+        self.sockets = [
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2)
+        ]
         for sock in self.sockets:
             sock.bind(("127.0.0.1", 0))
         self.other, self.others_end = (stack.enter_context(end) for end in socket.socketpair())

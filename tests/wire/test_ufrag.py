@@ -16,7 +16,13 @@ from wire.address import Address
 from wire.errors import WireFault
 from wire.keys import FleetKey, KeyRing
 from wire.stun import parse_stun_untrusted, verify_integrity, write_binding_request
-from wire.ufrag import RouteHint, derive_ice_pwd, open_ufrag_untrusted, seal_ufrag
+from wire.ufrag import (
+    RouteHint,
+    derive_ice_pwd,
+    open_session_untrusted,
+    open_ufrag_untrusted,
+    seal_ufrag,
+)
 
 ICE_CHARS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"  # in base64's order
 
@@ -89,6 +95,7 @@ def test_hint_is_read_back_from_ice_chars(hint: RouteHint) -> None:
     assert len(ufrag) == (47 if hint.transceiver.family == 4 else 63)
     assert set(ufrag) <= set(ICE_CHARS)
     assert open_ufrag_untrusted(RING, ufrag) == hint
+    assert open_session_untrusted(RING, ufrag) == (hint, derive_ice_pwd(RING, ufrag))
 
 
 @pytest.mark.parametrize("hint", [pytest.param(HINT_V4, id="IPv4"), pytest.param(HINT_V6, id="IPv6")])
@@ -103,7 +110,7 @@ def test_rotation_opens_both_keys_and_seals_with_the_named_one(hint: RouteHint) 
     assert derive_ice_pwd(during, new_ufrag) == derive_ice_pwd(after, new_ufrag)
 
 
-@pytest.mark.parametrize("use", [open_ufrag_untrusted, derive_ice_pwd])
+@pytest.mark.parametrize("use", [open_ufrag_untrusted, open_session_untrusted, derive_ice_pwd])
 @pytest.mark.parametrize("ufrag", UFRAGS)
 def test_ufrag_of_a_key_that_the_ring_lacks(use: Opener, ufrag: str) -> None:
     assert fault_of(use, KeyRing([NEW], 2), ufrag) is WireFault.UFRAG_UNKNOWN_KEY
@@ -128,14 +135,14 @@ def test_ufrag_of_a_key_that_the_ring_lacks(use: Opener, ufrag: str) -> None:
         pytest.param(UFRAG_V4[:20] + "\ud800" + UFRAG_V4[21:], id="lone surrogate"),
     ],
 )
-@pytest.mark.parametrize("use", [open_ufrag_untrusted, derive_ice_pwd])
+@pytest.mark.parametrize("use", [open_ufrag_untrusted, open_session_untrusted, derive_ice_pwd])
 def test_text_that_is_no_sealed_ufrag(use: Opener, ufrag: str) -> None:
     assert fault_of(use, RING, ufrag) is WireFault.UFRAG_FORGED
 
 
 @pytest.mark.parametrize("spelling", [1, 2, 3])
 @pytest.mark.parametrize("ufrag", UFRAGS)
-@pytest.mark.parametrize("use", [open_ufrag_untrusted, derive_ice_pwd])
+@pytest.mark.parametrize("use", [open_ufrag_untrusted, open_session_untrusted, derive_ice_pwd])
 def test_session_has_one_spelling_only(use: Opener, ufrag: str, spelling: int) -> None:
     other = ufrag[:-1] + ICE_CHARS[ICE_CHARS.index(ufrag[-1]) + spelling]
     assert bytes_of(other) == bytes_of(ufrag)
