@@ -55,7 +55,7 @@ def test_pause(
 def test_batches_are_alike_at_a_steady_rate(clock: Clock) -> None:
     """At 1,000,000/s, with 100 µs of work for each batch."""
     made = Pace(1000, busy_poll_us=0)
-    batches = []
+    batches: list[int] = []
     for _ in range(5):
         began = clock.now
         batches.append(round((began - 100) * 1_000_000) - sum(batches))
