@@ -1,7 +1,7 @@
 """What a worker decides for whole batches of packets: those that an assured flow tells all about.
 
 The same rules as ``forwarding.py``, as XDP has them too (``bpf/include/fastpath.h``); whatever is left out here is decided
-there, one by one. tests/relay/test_known_flows.py compares the two.
+there, one by one. tests/relay/test_batches.py compares the two.
 """
 
 import numpy as np

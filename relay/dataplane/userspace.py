@@ -41,6 +41,8 @@ Numbers = npt.NDArray[np.int64]
 _FEW = 3
 # Packets of unknown clients a turn, about 1 ms of a worker's time, in which others' packets wait.
 _UNKNOWN_A_TURN = 32
+# Packets a turn of a socket that media and checks share.
+_MIXED_TURN = 64
 # Batches of a queue in which a worker is behind, before other sockets have their turn.
 _CATCH_UP_BATCHES = 2
 # A queue that is fuller will soon lose packets, and does not ask whose.
@@ -86,7 +88,7 @@ class UserspaceDataPath:
         self._entrances: dict[socket.socket, _Entrance] = {
             sock: _FromFleet(core, sock, calls, counters, down) for sock in fleet
         }
-        turn = BATCH if checks else _UNKNOWN_A_TURN
+        turn = BATCH if checks else _MIXED_TURN
         for index, sock in enumerate(public):
             self._entrances[sock] = _FromClients(core, sock, calls, counters, up, index, turn)
         for index, sock in enumerate(checks):

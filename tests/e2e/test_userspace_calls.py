@@ -77,10 +77,24 @@ NOBODY = Starter(
 )
 
 
-@pytest.fixture(
-    autouse=True,
-    params=[pytest.param(ROOT_WITHOUT_BPF, id="root without CAP_BPF"), pytest.param(NOBODY, id="nobody")],
-)
+# Those that root runs, too: what differs is how the relay starts.
+_BY_BOTH = {
+    "test_page_call_connects_through_the_relay_and_hears_itself",
+    "test_twenty_clients_reach_the_transceivers_that_their_ufrags_name",
+    "test_xdp_is_refused_where_it_is_demanded",
+    "test_userspace_needs_no_interface_and_no_rights",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Who starts relayctl in which test."""
+    starters = [pytest.param(NOBODY, id="nobody")]
+    if metafunc.function.__name__ in _BY_BOTH:
+        starters.append(pytest.param(ROOT_WITHOUT_BPF, id="root without CAP_BPF"))
+    metafunc.parametrize("starter", starters, indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def starter(request: pytest.FixtureRequest, own_network: Network | None) -> Iterator[Starter]:
     """Who starts relayctl in a test."""
     need_network(own_network)

@@ -272,10 +272,10 @@ def test_worker_that_is_behind_leaves_out_unknown_clients_and_no_call(
 def test_worker_that_is_not_behind_decides_on_every_packet(stack: ExitStack) -> None:
     rig = Rig(stack)
     public = rig.public[0]
-    fill(rig, public, RTP, 40)
-    assert rig.path.receive(public, 1000.0) == 32, "others have their turn in between"
-    assert rig.path.receive(public, 1000.0) == 8
-    assert rig.counted() == {"drop_unknown_flow": 40}
+    fill(rig, public, RTP, 70)
+    assert rig.path.receive(public, 1000.0) == 64, "others have their turn in between"
+    assert rig.path.receive(public, 1000.0) == 6
+    assert rig.counted() == {"drop_unknown_flow": 70}
 
 
 @pytest.mark.parametrize("calls", [MANY_A_CALL, ONE_A_CALL], ids=["many a call", "one a call"])
