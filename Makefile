@@ -1,7 +1,7 @@
 # make setup   install what relayctl and its tests need (root, once); idempotent
 # make demo    start relay and transceivers, place a call, show the page; CHECK=1 exits after the report
 # make test    everything that CI runs
-# make bench   measure this relay beside others (root, about 12 minutes); writes bench-results.json
+# make bench   measure this relay beside others (root, about 15 minutes); writes bench-results.json
 # make check   lint, types, import contracts only
 # make clean   remove the virtual environment and caches
 SHELL := /bin/bash

@@ -8,6 +8,7 @@ a flood fills is apart from where calls wait, and a worker that is behind leaves
 import errno
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,6 +52,8 @@ _SO_MEMINFO = 55  # asm-generic/socket.h
 _MEMINFO = struct.Struct("II")  # what is queued; room (linux/sock_diag.h)
 _IP_RECVERR, _IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
 _ERROR_BYTES = 512
+_EXTENDED_ERROR = struct.Struct("IB")  # errno, who tells (sock_extended_err, linux/errqueue.h)
+_OF_ICMP = (2, 3)  # of IPv4, of IPv6
 _SIZE_BITS = 12
 
 _FAILURES = {
@@ -104,7 +107,7 @@ class UserspaceDataPath:
         return self._entrances[sock].receive(now)
 
 
-class _Entrance:
+class _Entrance(ABC):
     """A socket that packets come by, with slots for a batch of them."""
 
     def __init__(
@@ -124,8 +127,9 @@ class _Entrance:
         self._flows = core.flows.assured
         self._known_flows = KnownFlows(core.flows, is_shared=core.shares_flows)
 
+    @abstractmethod
     def receive(self, now: float) -> int:
-        raise NotImplementedError
+        """See UserspaceDataPath."""
 
     def _count(self, verdicts: Verdicts, lengths: Lengths, *, is_up: bool) -> None:
         counts = np.bincount(verdicts, minlength=len(Verdict))
@@ -261,8 +265,11 @@ class _FromFleet(_Entrance):
         """What ICMP told of packets to transceivers; unread it would wake the worker for ever."""
         try:
             while True:
-                self._socket.recvmsg(0, _ERROR_BYTES, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
-                self._core.events[FlowEvent.TRANSCEIVER_UNREACHABLE] += 1
+                flags = socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT
+                for _, _, told in self._socket.recvmsg(0, _ERROR_BYTES, flags)[1]:
+                    error, origin = _EXTENDED_ERROR.unpack_from(told)
+                    if origin in _OF_ICMP and error != errno.EMSGSIZE:
+                        self._core.events[FlowEvent.TRANSCEIVER_UNREACHABLE] += 1
         except OSError:
             return
 
