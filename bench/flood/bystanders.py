@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,7 +25,7 @@ _STUN_HEADER = struct.Struct("!HHI12s")
 _FIRST_RETRY_S = 0.05
 
 
-class Bystander:
+class Bystander(ABC):
     """A thread for the life of a ``with`` block."""
 
     def __init__(self) -> None:
@@ -42,11 +43,13 @@ class Bystander:
         self._thread.join()
         self._close()
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """What the thread does until ``_ending`` is set."""
 
+    @abstractmethod
     def _close(self) -> None:
-        raise NotImplementedError
+        """Called when the thread has ended."""
 
 
 class AttackedTransceiver(Bystander):

@@ -10,6 +10,7 @@ import socket
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -85,17 +86,17 @@ class UserspaceDataPath:
         checks: Sequence[socket.socket] = (),
         calls: SystemCalls | None = None,
     ) -> None:
-        calls = calls or find_system_calls()
-        up, down = _ToFleet(core, fleet, calls), _ToClients(public, calls)
+        worker = _Worker(core, counters, calls or find_system_calls())
+        up, down = _ToFleet(worker, fleet), _ToClients(worker, public)
         # Those first whose packets are of calls.
         self._entrances: dict[socket.socket, _Entrance] = {
-            sock: _FromFleet(core, sock, calls, counters, down) for sock in fleet
+            sock: _FromFleet(worker, sock, down) for sock in fleet
         }
         turn = BATCH if checks else _MIXED_TURN
         for index, sock in enumerate(public):
-            self._entrances[sock] = _FromClients(core, sock, calls, counters, up, index, turn)
+            self._entrances[sock] = _FromClients(worker, sock, up, index, turn)
         for index, sock in enumerate(checks):
-            self._entrances[sock] = _FromClients(core, sock, calls, counters, up, index, _UNKNOWN_A_TURN)
+            self._entrances[sock] = _FromClients(worker, sock, up, index, _UNKNOWN_A_TURN)
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -107,23 +108,25 @@ class UserspaceDataPath:
         return self._entrances[sock].receive(now)
 
 
-class _Entrance(ABC):
-    """A socket that packets come by, with slots for a batch of them."""
+class _Worker(NamedTuple):
+    """What all ways in and out of a worker share."""
 
-    def __init__(
-        self,
-        core: RelayCore,
-        sock: socket.socket,
-        calls: SystemCalls,
-        counters: WorkerCounters,
-        offset: int,
-    ) -> None:
+    core: RelayCore
+    counters: WorkerCounters
+    calls: SystemCalls
+
+
+class _Entrance(ABC):
+    """A socket that packets come by, with slots for a batch of them. ``offset``: where in a slot they are received."""
+
+    def __init__(self, worker: _Worker, sock: socket.socket, offset: int) -> None:
+        core = worker.core
         self._core = core
         self._socket = sock
         self._fd = sock.fileno()
-        self._counters = counters
+        self._counters = worker.counters
         self._slots = Slots()
-        self._receiver = Receiver(calls, self._slots, offset, _family(sock))
+        self._receiver = Receiver(worker.calls, self._slots, offset, _family(sock))
         self._flows = core.flows.assured
         self._known_flows = KnownFlows(core.flows, is_shared=core.shares_flows)
 
@@ -141,20 +144,13 @@ class _FromClients(_Entrance):
     """A public socket. ``turn``: how many packets are taken at once, as long as the worker is not behind."""
 
     def __init__(
-        self,
-        core: RelayCore,
-        sock: socket.socket,
-        calls: SystemCalls,
-        counters: WorkerCounters,
-        exit_: "_ToFleet",
-        vip_index: int,
-        turn: int,
+        self, worker: _Worker, sock: socket.socket, exit_: "_ToFleet", vip_index: int, turn: int
     ) -> None:
-        super().__init__(core, sock, calls, counters, PAYLOAD_AT)
+        super().__init__(worker, sock, PAYLOAD_AT)
         self._exit = exit_
         self._vip_index = vip_index
         self._turn = turn
-        self._slots.set_vip(core.vips[vip_index])
+        self._slots.set_vip(worker.core.vips[vip_index])
 
     def receive(self, now: float) -> int:
         """See UserspaceDataPath. A worker that is behind decides on a turn's unknown clients, and leaves out others."""
@@ -213,17 +209,10 @@ class _FromClients(_Entrance):
 class _FromFleet(_Entrance):
     """A fleet socket."""
 
-    def __init__(
-        self,
-        core: RelayCore,
-        sock: socket.socket,
-        calls: SystemCalls,
-        counters: WorkerCounters,
-        exit_: "_ToClients",
-    ) -> None:
-        super().__init__(core, sock, calls, counters, HEADER_AT)
+    def __init__(self, worker: _Worker, sock: socket.socket, exit_: "_ToClients") -> None:
+        super().__init__(worker, sock, HEADER_AT)
         self._exit = exit_
-        self._addresses = _TransceiverAddresses(core, _family(sock))
+        self._addresses = _TransceiverAddresses(worker.core, _family(sock))
         name, level = (
             (_IP_RECVERR, socket.IPPROTO_IP) if _family(sock) == 4 else (_IPV6_RECVERR, socket.IPPROTO_IPV6)
         )
@@ -310,9 +299,10 @@ class _TransceiverAddresses:
 class _ToFleet:
     """The fleet sockets, as a way out."""
 
-    def __init__(self, core: RelayCore, fleet: Sequence[socket.socket], calls: SystemCalls) -> None:
+    def __init__(self, worker: _Worker, fleet: Sequence[socket.socket]) -> None:
         self._ways = [
-            (sock.fileno(), _TransceiverAddresses(core, _family(sock)), Sender(calls)) for sock in fleet
+            (sock.fileno(), _TransceiverAddresses(worker.core, _family(sock)), Sender(worker.calls))
+            for sock in fleet
         ]
 
     def send(
@@ -341,9 +331,9 @@ class _ToFleet:
 class _ToClients:
     """The public sockets, as a way out: one for each VIP."""
 
-    def __init__(self, public: Sequence[socket.socket], calls: SystemCalls) -> None:
+    def __init__(self, worker: _Worker, public: Sequence[socket.socket]) -> None:
         self._ways = [
-            (sock.fileno(), SocketAddresses(_family(sock), BATCH), Sender(calls)) for sock in public
+            (sock.fileno(), SocketAddresses(_family(sock), BATCH), Sender(worker.calls)) for sock in public
         ]
 
     def send(self, slots: Slots, vips: Numbers, lengths: Lengths, verdicts: Verdicts) -> None:

@@ -3,15 +3,12 @@
 The scenario is that of ``python -m bench flood``, which says what is measured; here it is short.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bench.commands import need_bcc, run_bench
 from tests.e2e.instance import print_report
 
 pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
@@ -27,26 +24,9 @@ MOST_GROWTH_BYTES = 64 * 1024 * 1024
 @pytest.fixture(scope="module")
 def rows() -> dict[str, dict[str, Any]]:
     """Every flood's row."""
-    if os.geteuid() != 0:
-        assert os.environ.get("REQUIRE_BPF") != "1", "BPF is expected here, and needs root"
-        pytest.skip("the generator needs root")
-    try:
-        import bcc  # noqa: F401
-    except ImportError:
-        assert os.environ.get("REQUIRE_BPF") != "1", "BPF is expected here, and needs BCC"
-        pytest.skip("the generator needs BCC")
-    command = [sys.executable, "-m", "bench", "flood", "--seconds", str(SECONDS), "--json"]
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
-        try:
-            said, problems = process.communicate(timeout=240)
-        finally:
-            process.terminate()
-    assert process.returncode == 0, problems
-    assert not list(Path("/run/netns").glob(f"relaybench-{process.pid}-*"))
-    found = {row["name"]: row for row in json.loads(said)}
+    need_bcc()
+    document = run_bench("flood", "--seconds", str(SECONDS), timeout_s=240)
+    found = {row["name"]: row for row in document}
     for name, row in found.items():
         print_report(f"flood {name}, at full speed (userspace)", row)
     return found

@@ -17,6 +17,7 @@ from pyroute2 import Ethtool
 
 from bench.flood.generator import JUNK, Flood
 from relay.dataplane.bpf.syscall import open_program
+from tests.bench.commands import need_bcc
 from tests.e2e.namespaces import Host, connect, hosts
 from wire.address import Address
 
@@ -87,11 +88,7 @@ def target() -> Iterator[Target]:
     if os.geteuid() != 0:
         assert os.environ.get("REQUIRE_NETNS") != "1", "network namespaces are expected here, and need root"
         pytest.skip("network namespaces need root")
-    try:
-        import bcc  # noqa: F401
-    except ImportError:
-        assert os.environ.get("REQUIRE_BPF") != "1", "BPF is expected here, and needs BCC"
-        pytest.skip("the generator needs BCC")
+    need_bcc()
     with hosts(2) as (attacker, victim):
         connect(attacker, "eth0", victim, "eth0", [("203.0.113.66", "203.0.113.10", 24)])
         set_gro(victim, on=True)

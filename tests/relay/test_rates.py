@@ -5,7 +5,7 @@ import pytest
 from relay.core.rates import TokenBuckets
 from relay.core.verdict import FlowEvent, Verdict
 from tests.relay.harness import Relay
-from tests.relay.network import CALL, CLIENT_V4, OTHER_CALL, call_at, check
+from tests.relay.network import CALL, CLIENT_V4, OTHER_CALL, Call, call_at, check
 from wire.address import Address
 
 
@@ -68,13 +68,13 @@ def test_who_does_not_know_the_password_uses_up_no_tokens_of_a_ufrag() -> None:
 
 
 @pytest.mark.parametrize("call", [CALL, call_at("10.1.2.3:5000", cluster_id=1)], ids=["genuine", "refused"])
-def test_source_that_asks_for_too_many_flows_is_limited_and_its_flows_are_not(call: object) -> None:
+def test_source_that_asks_for_too_many_flows_is_limited_and_its_flows_are_not(call: Call) -> None:
     relay = Relay(unknown_per_s=10, unknown_burst=20, ufrag_per_s=10_000, ufrag_burst=10_000)
     relay.connect()
     verdicts = []
     for number in range(100):
         session = call_at("10.1.2.3:5000", session=number.to_bytes(5, "big")) if call is CALL else call
-        verdicts.append(relay.client_sends(check(session), Address(CLIENT_V4.host, 1024 + number)).verdict)  # type: ignore[arg-type]
+        verdicts.append(relay.client_sends(check(session), Address(CLIENT_V4.host, 1024 + number)).verdict)
     assert verdicts.count(Verdict.DROP_RATE_LIMITED) == 81
     assert relay.client_sends(check(CALL)).verdict is Verdict.FORWARD_STUN
     assert relay.client_sends(check(OTHER_CALL), client(1)).verdict is Verdict.FORWARD_STUN
