@@ -120,13 +120,6 @@ def _odd(word: int) -> int:
     return word & 0xFFFF | 1
 
 
-def socket_index(datagram: bytes, client: Address, workers: int, key: SplitKey) -> int:
-    """What the program answers, where an IPv6 header has no extensions (see ``_load_port_v6``)."""
-    first_byte = datagram[0] if datagram else 0
-    is_media = 20 <= first_byte <= 63 or 128 <= first_byte <= 191
-    return 2 * worker_of(client, workers, key) + (not is_media)
-
-
 def attach(group: socket.socket, workers: int, key: SplitKey) -> None:
     """Have a program choose in the group of this socket, in place of the one before.
 
