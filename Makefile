@@ -10,7 +10,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian 12: BCC and the kernel's uapi headers, a browser for the end-to-end tests, a C compiler and formatter for bpf/
-PACKAGES := python3-venv python3-bpfcc linux-libc-dev chromium gcc libc6-dev clang-format iproute2
+PACKAGES := python3-venv python3-bpfcc linux-libc-dev chromium gcc libc6-dev clang-format iproute2 redis-server
 # Relays that `make bench` measures; one that is not there is a row without a number.
 BENCH_PACKAGES := golang-go nginx libnginx-mod-stream coturn nftables
 export DEBIAN_FRONTEND := noninteractive

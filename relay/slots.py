@@ -5,13 +5,13 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fleet.flow_cache import FlowCache
 from host.errors import ConfigError
 from host.sockets import bind_udp, bound_address, check_free_udp
 from relay.config import RelayConfig
 from relay.core.policy import RelayPolicy
 from relay.dataplane.counters import WorkerCounters, create_counters_fd
 from relay.dataplane.kernel import KernelDataPath
+from relay.flow_memory import FlowMemory
 from wire.address import Address
 
 _MAX_PORT = 65_535
@@ -30,7 +30,7 @@ class WorkerSlot:
     public: list[socket.socket]
     checks: list[socket.socket]
     fleet: list[socket.socket]
-    flows: FlowCache
+    flows: FlowMemory
     counters_fd: int
     counters_page: int
     kernel_maps: dict[str, int] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class SlotMaker:
                 public=public,
                 checks=checks,
                 fleet=fleet,
-                flows=FlowCache(self._config.max_assured_flows),
+                flows=FlowMemory(self._config.max_assured_flows),
                 counters_fd=self._kernel.counters_fd if self._kernel else create_counters_fd(),
                 counters_page=index if self._kernel else 0,
                 kernel_maps=self._kernel.worker_map_fds if self._kernel else {},

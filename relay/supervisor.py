@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from fleet.flow_cache import FlowRecord
 from host.channel import Channel, ChannelError
 from host.errors import ConfigError
 from host.process import Process, ProcessSpec
@@ -32,6 +31,7 @@ from relay.settings import WorkerSettings
 from relay.slots import SlotMaker, WorkerSlot
 from wire.address import Address
 from wire.admin import Message
+from wire.flow_record import FlowRecord
 from wire.keys import KeyRing
 
 logger = logging.getLogger(__name__)

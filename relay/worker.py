@@ -16,7 +16,6 @@ import sys
 import time
 from typing import Any
 
-from fleet.flow_cache import FlowRecord
 from host.line_socket import LineSocket
 from host.log import configure_logging
 from host.privileges import drop_privileges
@@ -33,6 +32,7 @@ from relay.dataplane.userspace import UserspaceDataPath
 from relay.dataplane.watch import Watch
 from relay.settings import WorkerSettings
 from wire.admin import Message
+from wire.flow_record import FlowRecord
 
 logger = logging.getLogger("relay.worker")
 

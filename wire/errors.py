@@ -14,6 +14,8 @@ class WireFault(StrEnum):
     SPP_MALFORMED = "spp_malformed"
     TOKEN_FORGED = "token_forged"
     ADMIN_MALFORMED = "admin_malformed"
+    RECORD_MALFORMED = "record_malformed"
+    RECORD_FORGED = "record_forged"
 
 
 class WireError(ValueError):

@@ -42,6 +42,16 @@ class FleetKey:
         return AESSIV(self._derive(b"relayctl session token", 64))
 
     @cached_property
+    def flow_record(self) -> AESSIV:
+        """Seals flows in a cache that relays share."""
+        return AESSIV(self._derive(b"relayctl flow record", 64))
+
+    @cached_property
+    def lease(self) -> AESSIV:
+        """Seals what relays and transceivers tell of themselves."""
+        return AESSIV(self._derive(b"relayctl lease", 64))
+
+    @cached_property
     def internal_http(self) -> str:
         """What one transceiver process shows another when it passes a signaling request on."""
         return self._derive(b"relayctl internal http", 32).hex()

@@ -14,6 +14,8 @@ from wire.errors import WireError, WireFault
 _HEADER = Struct("!H16s16sHH")
 MAGIC = 0x56EC
 HEADER_BYTES = _HEADER.size
+_MAGIC_BYTES = 2
+FLOW_NAME_BYTES = HEADER_BYTES - _MAGIC_BYTES
 
 
 class SppHeader(NamedTuple):
@@ -26,6 +28,16 @@ class SppHeader(NamedTuple):
 def encode_header(client: Address, proxy: Address) -> bytes:
     """The 38 bytes that go in front of the client's datagram."""
     return _HEADER.pack(MAGIC, client.mapped, proxy.mapped, client.port, proxy.port)
+
+
+def flow_name(client: Address, proxy: Address) -> bytes:
+    """The header behind its magic, 36 bytes: what a flow is looked up by."""
+    return encode_header(client, proxy)[_MAGIC_BYTES:]
+
+
+def parse_flow_name(name: bytes) -> SppHeader:
+    """The inverse of ``flow_name``. Raises WireError on another length."""
+    return decode_header_untrusted(MAGIC.to_bytes(_MAGIC_BYTES, "big") + name)
 
 
 def decode_header_untrusted(datagram: bytes) -> SppHeader:

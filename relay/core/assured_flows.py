@@ -15,7 +15,7 @@ import numpy.typing as npt
 from relay.core.flow import Flow, FlowKey
 from relay.core.transceivers import Transceivers
 from wire.address import Address
-from wire.spp import HEADER_BYTES, decode_header_untrusted, encode_header
+from wire.spp import flow_name, parse_flow_name
 
 Rows = npt.NDArray[np.intp]
 
@@ -39,23 +39,10 @@ _DTYPE = np.dtype(
         ("stored_counts", "<u8", 4),
     ]
 )
-_MAGIC_BYTES = 2
-NAME_BYTES = HEADER_BYTES - _MAGIC_BYTES
-_MAGIC = encode_header(Address(bytes(4), 0), Address(bytes(4), 0))[:_MAGIC_BYTES]
 # Of a row without a flow: later than any time to look for.
 _NEVER = float("inf")
 # Rows that one call of `expire` looks at: about 0.2 ms.
 _EXPIRY_STEP = 65_536
-
-
-def name_of(key: FlowKey) -> bytes:
-    """What a flow is looked up by, as it stands in SPP headers."""
-    return encode_header(*key)[_MAGIC_BYTES:]
-
-
-def key_of(name: bytes) -> FlowKey:
-    """The inverse of ``name_of``."""
-    return FlowKey(*decode_header_untrusted(_MAGIC + name))
 
 
 class AssuredFlows:
@@ -87,7 +74,7 @@ class AssuredFlows:
 
     def __iter__(self) -> Iterator[Flow]:
         for name, row in self._row_of.items():
-            yield self._flow(key_of(name), row)
+            yield self._flow(FlowKey(*parse_flow_name(name)), row)
 
     def find(self, names: Sequence[bytes]) -> Rows:
         """The row of each name; -1 where there is none."""
@@ -95,12 +82,12 @@ class AssuredFlows:
 
     def get(self, key: FlowKey) -> Flow | None:
         """The flow as it stands; ``update`` writes changes back."""
-        row = self._row_of.get(name_of(key))
+        row = self._row_of.get(flow_name(*key))
         return None if row is None else self._flow(key, row)
 
     def insert(self, flow: Flow) -> bool:
         """Take up a flow, or write one that is here; False if there is no room."""
-        name = name_of(flow.key)
+        name = flow_name(*flow.key)
         row = self._row_of.get(name)
         if row is None:
             if len(self._row_of) >= self._capacity:
@@ -111,7 +98,7 @@ class AssuredFlows:
 
     def update(self, flow: Flow) -> None:
         """Write a flow that may have changed, if it is here."""
-        row = self._row_of.get(name_of(flow.key))
+        row = self._row_of.get(flow_name(*flow.key))
         if row is not None:
             self._write(flow, row)
 
@@ -136,7 +123,7 @@ class AssuredFlows:
 
     def remove(self, key: FlowKey) -> bool:
         """Forget a flow; whether there was one."""
-        row = self._row_of.pop(name_of(key), None)
+        row = self._row_of.pop(flow_name(*key), None)
         if row is None:
             return False
         self._release(row)
@@ -158,11 +145,11 @@ class AssuredFlows:
         rows = self._rows[: len(self._names)]
         seen = (rows["last_seen"] >= since) & (rows["last_seen"] < _NEVER)
         changed = np.flatnonzero(seen & (rows["counts"] != rows["stored_counts"]).any(axis=1))
-        return [key_of(self._names[row]) for row in changed]
+        return [FlowKey(*parse_flow_name(self._names[row])) for row in changed]
 
     def _take(self, row: int) -> Flow:
         name = self._names[row]
-        flow = self._flow(key_of(name), row)
+        flow = self._flow(FlowKey(*parse_flow_name(name)), row)
         del self._row_of[name]
         self._release(row)
         return flow

@@ -20,10 +20,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from relay.core.assured_flows import NAME_BYTES
 from relay.core.forwarding import MAX_DATAGRAM_BYTES
 from wire.address import Address
-from wire.spp import HEADER_BYTES, MAGIC, encode_header
+from wire.spp import FLOW_NAME_BYTES, HEADER_BYTES, MAGIC, encode_header
 
 # Datagrams a batch: about 0.7 ms of a worker's time. More gain little, and let others wait longer.
 BATCH: Final = 1024
@@ -47,7 +46,7 @@ class Slots:
         self.magic = self._column(">u2", 0)
         self.magic[:] = MAGIC
         # An SPP header behind its magic: what a flow is looked up by.
-        self.name = self._column(f"V{NAME_BYTES}", HEADER_BYTES - NAME_BYTES)
+        self.name = self._column(f"V{FLOW_NAME_BYTES}", HEADER_BYTES - FLOW_NAME_BYTES)
         self._client_host16 = self._column("V16", 2)
         self._client_host4 = self._column("u4", 14)
         self._client_port = self._column("u2", 34)

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from relay.core import assured_flows, transceivers
-from relay.core.assured_flows import AssuredFlows, key_of, name_of
+from relay.core.assured_flows import AssuredFlows
 from relay.core.flow import Flow, FlowKey
 from relay.core.transceivers import Transceivers
 from tests.relay.harness import Relay
 from tests.relay.network import CALL, CLIENT_V4, POLICY, VIP_V4, call_at
 from wire.address import Address
+from wire.spp import flow_name, parse_flow_name
 
 VIPS = [vip.address for vip in POLICY.vips]
 PORTS = st.integers(0, 2**16 - 1)
@@ -67,7 +68,7 @@ def test_flow_is_read_as_it_was_written(written: Flow) -> None:
 
 @given(KEYS)
 def test_name_is_the_key(key: FlowKey) -> None:
-    assert key_of(name_of(key)) == key
+    assert FlowKey(*parse_flow_name(flow_name(*key))) == key
 
 
 @given(st.lists(KEYS, max_size=8, unique=True), st.lists(KEYS, max_size=8))
@@ -75,7 +76,7 @@ def test_rows_are_found_for_known_names_alone(known: list[FlowKey], asked: list[
     flows = flows_of()
     for key in known:
         flows.insert(Flow(key, CALL.transceiver, CALL.tag, 0, 0, 0, assured=True))
-    names = [name_of(key) for key in [*asked, *known]]
+    names = [flow_name(*key) for key in [*asked, *known]]
     rows = flows.find(names)
     assert [int(row) >= 0 for row in rows] == [key in known for key in [*asked, *known]]
     assert len(set(rows[rows >= 0].tolist())) == len(known)
@@ -136,7 +137,7 @@ class Rows(RuleBasedStateMachine):
         assert {one.key: one for one in self.flows} == self.model
         assert len(self.flows) == len(self.model)
         assert set(self.flows.changed(10)) <= self.model.keys()
-        rows = self.flows.find([name_of(key) for key in self.model])
+        rows = self.flows.find([flow_name(*key) for key in self.model])
         assert [self.flows.last_seen[row] for row in rows] == [one.last_seen for one in self.model.values()]
 
 

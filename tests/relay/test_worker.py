@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from fleet.flow_cache import FlowRecord
 from host.channel import ChannelError
 from host.config_table import ConfigTable
 from host.line_socket import LineSocket
@@ -38,6 +37,7 @@ from tests.relay.network import (
 )
 from wire.address import Address
 from wire.admin import Message
+from wire.flow_record import FlowRecord
 from wire.spp import HEADER_BYTES
 
 LOOPBACK = Address.parse("127.0.0.1:0")

@@ -1,44 +1,15 @@
-"""The flow cache: assured flows, kept where they outlive the worker that carries them.
+"""Assured flows of a worker, in the supervisor's memory: a restarted worker adopts from it.
 
-This one is in the supervisor's memory and serves one host: a restarted worker adopts from it. Nothing is kept of
-provisional flows, as anybody with a captured check can make one.
+Nothing is kept of provisional flows, as anybody with a captured check can make one.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any, Self
 
 from wire.address import Address
+from wire.flow_record import FlowRecord
 
 
-@dataclass(frozen=True, slots=True)
-class FlowRecord:
-    """What a worker needs to go on with a flow of another."""
-
-    client: Address
-    vip: Address
-    transceiver: Address
-    ufrag_tag: str
-
-    def to_json(self) -> dict[str, str]:
-        """The form on the channel between workers and supervisor."""
-        return {
-            "client": str(self.client),
-            "vip": str(self.vip),
-            "transceiver": str(self.transceiver),
-            "ufrag_tag": self.ufrag_tag,
-        }
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Self:
-        """The inverse of ``to_json``. Raises KeyError or ValueError."""
-        client, vip, transceiver = (
-            Address.parse(document[name]) for name in ("client", "vip", "transceiver")
-        )
-        return cls(client, vip, transceiver, document["ufrag_tag"])
-
-
-class FlowCache:
+class FlowMemory:
     """Records by client and VIP; at ``capacity`` the oldest gives way."""
 
     def __init__(self, capacity: int) -> None:
