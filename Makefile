@@ -9,11 +9,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
-# Debian 12: BCC and the kernel's uapi headers, a browser for the end-to-end tests, a C compiler and formatter for bpf/
+# Debian 12: BCC and the kernel's uapi headers; a browser and a Redis for the end-to-end tests; a C compiler and formatter for bpf/
 PACKAGES := python3-venv python3-bpfcc linux-libc-dev chromium gcc libc6-dev clang-format iproute2 redis-server
 # Relays that `make bench` measures; one that is not there is a row without a number.
 BENCH_PACKAGES := golang-go nginx libnginx-mod-stream coturn nftables
 export DEBIAN_FRONTEND := noninteractive
+# Debian starts what it installs; nobody asked for a redis or an nginx on this host.
+WITHOUT_SERVICES = policy=/usr/sbin/policy-rc.d; \
+	if [ ! -e $$policy ]; then printf '\#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi
 
 .PHONY: help setup demo bench test check pytest clean
 
@@ -29,6 +32,7 @@ $(VENV)/.complete: pyproject.toml Makefile
 			echo "setup: Debian packages are missing ($$(echo $$missing)); run 'make setup' once as root" >&2; exit 1; \
 		fi; \
 		echo "setup: installing Debian packages:" $$missing; \
+		$(WITHOUT_SERVICES); \
 		apt-get update -qq; \
 		apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
@@ -49,8 +53,7 @@ $(VENV)/.bench: $(VENV)/.complete
 	@missing=$$(for p in $(BENCH_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ]; then \
 		echo "bench: installing Debian packages, without starting their services:" $$missing; \
-		policy=/usr/sbin/policy-rc.d; \
-		if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi; \
+		$(WITHOUT_SERVICES); \
 		apt-get update -qq; \
 		for p in $$missing; do \
 			apt-get install -y -qq --no-install-recommends $$p >/dev/null || echo "bench: no $$p; its row will say so" >&2; \
