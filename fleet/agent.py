@@ -31,11 +31,11 @@ from wire.errors import WireError
 
 logger = logging.getLogger("fleet.agent")
 
-# Ten times what 100,000 flows that wait need: a hostile Redis must not take the host's memory.
-_MAX_DATA_BYTES = 512 * 1024 * 1024
+# Three times what 100,000 flows that wait need: a hostile Redis must not take the host's memory.
+_MAX_DATA_BYTES = 256 * 1024 * 1024
 _TICK_S = 0.25
 # A supervisor that says nothing for so long does not live; nor should its leases.
-_PRESENCE_TIMEOUT_S = 5.0
+_PRESENCE_TIMEOUT_S = 3.0
 _GOODBYE_S = 0.5
 
 

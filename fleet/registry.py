@@ -110,8 +110,9 @@ class Registry:
             document, stamp = open_lease_untrusted(self._keys, name, value)
             _check(name, document)
             last_stamp, seen_at = self._seen.get(name, (0, now))
-            if stamp < last_stamp or abs(unix_s() - stamp) > self._lease_s + CLOCK_SKEW_S:
-                raise ValueError("older than it may be")
+            sealed_s = unix_s() - stamp
+            if stamp < last_stamp or not -CLOCK_SKEW_S <= sealed_s <= self._lease_s + CLOCK_SKEW_S:
+                raise ValueError("older than it may be, or from the future")
         except (WireError, ValueError):
             self._counts["leases_forged"] += 1
             return None

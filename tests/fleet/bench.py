@@ -52,8 +52,11 @@ class FleetBench:
         self.registry = ProcessRegistry(directory / f"processes-{self.service.host_id}.json")
         self.processes = ProcessGroup(self.service.specs(), self.registry)
         self.methods = self.service.methods(self.processes)
-        self.line = self.worker_line(0)
         self.again = 0
+
+    @property
+    def line(self) -> RelayLine:
+        return self.worker_line(0)
 
     def worker_line(self, slot: int) -> RelayLine:
         """As the worker of that slot has it."""
@@ -81,10 +84,10 @@ class FleetBench:
     async def counts(self) -> dict[str, int]:
         return dict((await self.status())["counts"])
 
-    async def reaches(self, *states: str, timeout_s: float = 5.0) -> dict[str, Any]:
-        """Wait until Redis is told to be so; the status then."""
+    async def reaches(self, *states: str, why: str = "", timeout_s: float = 5.0) -> dict[str, Any]:
+        """Wait until Redis is told to be so, with these words; the status then."""
         deadline = asyncio.get_running_loop().time() + timeout_s
-        while (status := await self.status())["state"] not in states:
+        while (status := await self.status())["state"] not in states or why not in status["why"]:
             assert asyncio.get_running_loop().time() < deadline, f"not {states}: {status}"
             await asyncio.sleep(0.02)
         return status
