@@ -69,7 +69,7 @@ class Registry:
         now = unix_s()
         # What lapsed long ago, by anybody's clock.
         commands: list[Command] = [("ZREMRANGEBYSCORE", self.index, "-inf", now - CLOCK_SKEW_S)]
-        for name, document in list(leases.items())[: (MAX_COMMANDS - 1) // 2]:
+        for name, document in leases.items():
             try:
                 sealed = seal_lease(self._keys, name, document, int(now))
             except ValueError as error:

@@ -68,6 +68,8 @@ class FleetService:
         self._sources: list[PresenceSource] = []
         self._listeners: list[LeasesListener] = []
         self._presence: Presence = {"relay": None, "transceivers": []}
+        # What sources raised at the last beat: told once.
+        self._untold: set[str] = set()
         self._leases: list[dict[str, Any]] = []
         self._leases_read_at = 0.0
         self._secrets = config.read_secrets()
@@ -212,9 +214,10 @@ class FleetService:
         self._agent = channel
 
     def _follow_agent(self, message: Message) -> None:
-        if message["event"] == "leases":
-            self._leases, self._leases_read_at = message["leases"], time.monotonic()
-            self._tell_listeners()
+        match message:
+            case {"event": "leases", "leases": list(leases)}:
+                self._leases, self._leases_read_at = leases, time.monotonic()
+                self._tell_listeners()
 
     async def _ask(self, method: str, *, timeout_s: float, **params: Any) -> Any:
         if self._agent is None:
@@ -236,11 +239,12 @@ class FleetService:
         presence: Presence = {"relay": None, "transceivers": []}
         answers = await asyncio.gather(*(source() for source in self._sources), return_exceptions=True)
         for answer in answers:
-            if isinstance(answer, Exception):
-                logger.warning("a part of this host cannot be told of: %s", answer)
-            elif isinstance(answer, dict):
+            if isinstance(answer, dict):
                 presence |= answer
-        self._presence = presence
+        untold = {str(answer) for answer in answers if isinstance(answer, Exception)}
+        for problem in untold - self._untold:
+            logger.warning("a part of this host cannot be told of: %s", problem)
+        self._presence, self._untold = presence, untold
 
     def _own_leases(self) -> dict[str, dict[str, Any]]:
         """What we tell of ourselves, by the name of the lease."""
@@ -261,7 +265,10 @@ class FleetService:
             and lease["sessions"] < lease["max_sessions"]
         ]
         for listener in self._listeners:
-            listener(taking)
+            try:
+                listener(taking)
+            except Exception:  # a defect of a listener must not silence this host
+                logger.exception("a listener of leases failed")
 
     def _describe_fleet(self) -> dict[str, Any]:
         own = [

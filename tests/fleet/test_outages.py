@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from fleet.line import Found
 from host.process import ProcessState
 from tests.fleet.bench import FleetBench, fleet_bench, flow
+from tests.fleet.impostor import server_that
 from tests.host.deadline import until
 from tests.redis.server import RedisServer
 
@@ -134,35 +134,6 @@ async def test_agent_killed(redis: RedisServer, tmp_path: Path) -> None:
         assert [f.found for f in await bench.ask([flow(), flow(1)])] == [Found.HIT, Found.HIT]
 
 
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@contextlib.asynccontextmanager
-async def server_that(serve: Serve) -> AsyncIterator[str]:
-    """The URL of something else than Redis."""
-    serving: set[asyncio.Task[None]] = set()
-
-    async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        serving.add(task)
-        try:
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await serve(reader, writer)
-        finally:
-            writer.transport.abort()
-            serving.discard(task)
-
-    server = await asyncio.start_server(guarded, "127.0.0.1", 0)
-    try:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving)
-
-
 @pytest.mark.parametrize(
     "said",
     [
@@ -192,7 +163,7 @@ async def test_garbage_instead_of_redis(tmp_path: Path, said: bytes) -> None:
             if not said:
                 return
 
-    async with server_that(serve) as url, fleet_bench(url, tmp_path) as bench:
+    async with server_that(serve) as address, fleet_bench(f"redis://{address}", tmp_path) as bench:
         for _ in range(3):
             (finding,) = await bench.ask([flow()])
             assert finding.found in (Found.UNAVAILABLE, Found.FORGED)
@@ -208,7 +179,7 @@ async def test_an_endless_answer_takes_neither_time_nor_memory(tmp_path: Path) -
             writer.write(bytes(100_000))
             await writer.drain()
 
-    async with server_that(serve) as url, fleet_bench(url, tmp_path) as bench:
+    async with server_that(serve) as address, fleet_bench(f"redis://{address}", tmp_path) as bench:
         for _ in range(3):
             assert (await bench.ask([flow()]))[0].found is Found.UNAVAILABLE
         status = await bench.reaches("away")
@@ -237,7 +208,7 @@ async def test_slow(redis: RedisServer, tmp_path: Path) -> None:
         finally:
             forth.transport.abort()
 
-    async with server_that(serve) as url, fleet_bench(url, tmp_path) as bench:
+    async with server_that(serve) as address, fleet_bench(f"redis://{address}", tmp_path) as bench:
         bench.line.tell([flow().pack()])
         status = await bench.reaches("degraded", timeout_s=8)
         while status["writes"]["state"] != "closed":
