@@ -64,6 +64,8 @@ class Agent:
             asyncio.create_task(self._keep_leases(), name="leases"),
             asyncio.create_task(self._tick(), name="ticks"),
         ]
+        for chore in chores:
+            chore.add_done_callback(self._follow_chore)
         channel.send_event("ready")
         await self._cache.start()
         for line in self._lines:
@@ -122,6 +124,12 @@ class Agent:
             line.close()
             if not self._lines:
                 self._ending.set()
+
+    def _follow_chore(self, chore: asyncio.Task[None]) -> None:
+        """One that failed ends the agent: the supervisor starts another."""
+        if not chore.cancelled() and chore.exception() is not None:
+            logger.error("%s failed", chore.get_name(), exc_info=chore.exception())
+            self._ending.set()
 
     def _want_everything(self) -> None:
         self._owed.update(self._lines)

@@ -211,8 +211,8 @@ async def _describe_server(lane: Lane[Any]) -> dict[str, Any]:
         return described | {"error": str(trouble)}
     lines = info.decode(errors="replace").splitlines() if isinstance(info, bytes) else []
     fields = dict(line.partition(":")[::2] for line in lines)
-    described["keys"] = keys
+    described["keys"] = keys if isinstance(keys, int) else None
     for name, told_as in _INFO_FIELDS.items():
         value = fields.get(name, "")[:64]
-        described[told_as] = int(value) if value.isdigit() else value
+        described[told_as] = int(value) if value.isascii() and value.isdigit() else value
     return described

@@ -6,6 +6,7 @@ Redis is true also when nobody needs it.
 """
 
 import asyncio
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ _IDLE_S, _UNSURE_S = 1.0, 0.1
 # A connection costs several round trips, and more with TLS; only a probe has time for it.
 _CONNECT_S = 1.0
 _PING: Command = ("PING",)
+
+logger = logging.getLogger("fleet.agent")
 
 Item = TypeVar("Item")
 
@@ -113,17 +116,24 @@ class Lane(Generic[Item]):
         """Work until cancelled; what waits then is abandoned."""
         try:
             while True:
-                if not self.breaker.is_closed:
-                    await self._wait(self.breaker.probe_at - time.monotonic())
-                    if self.breaker.begin_probe(time.monotonic()):
-                        await self._probe()
-                elif not self.has_worked or not (self._errands or self.pending or await self._wait_idle()):
-                    await self._attempt([_PING])
-                else:
-                    await self._work_off()
+                try:
+                    await self._take_turn()
+                except Exception:
+                    logger.exception("a defect in the lane to %s", self.node)
+                    self._fail(LinkError(Trouble.AWAY, f"a defect in the lane to {self.node}; see the log"))
         finally:
             self._drop_link()
             self._abandon_all(LinkError(Trouble.AWAY, f"{self.node} is asked no more"))
+
+    async def _take_turn(self) -> None:
+        if not self.breaker.is_closed:
+            await self._wait(self.breaker.probe_at - time.monotonic())
+            if self.breaker.begin_probe(time.monotonic()):
+                await self._probe()
+        elif not self.has_worked or not (self._errands or self.pending or await self._wait_idle()):
+            await self._attempt([_PING])
+        else:
+            await self._work_off()
 
     async def _wait_idle(self) -> bool:
         """Whether there is work, rather than nothing for a while."""

@@ -90,7 +90,8 @@ class Registry:
         (names,) = await _all(
             execute, self.index, [("ZREVRANGEBYSCORE", self.index, "+inf", since, "LIMIT", 0, MAX_LEASES)]
         )
-        known = [name for name in map(_read_name, names if isinstance(names, list) else ()) if name]
+        told = names[:MAX_LEASES] if isinstance(names, list) else []
+        known = [name for name in map(_read_name, told) if name]
         values: list[Reply] = []
         for start in range(0, len(known), MAX_COMMANDS):
             batch = known[start : start + MAX_COMMANDS]

@@ -127,7 +127,7 @@ class SentinelServers:
         finally:
             link.close()
         match reply:
-            case [bytes(host), bytes(port)] if port.isdigit():
+            case [bytes(host), bytes(port)] if port.isdigit() and len(port) <= 5:
                 return Node(host.decode(errors="replace"), int(port))
             case LinkError():
                 raise reply
@@ -228,11 +228,15 @@ def _read_slots_untrusted(reply: Any, asked: Node) -> list[Node | None]:
     slots: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
     if not reply or len(reply) > REDIS_CLUSTER_HASH_SLOTS:
         raise ValueError("no slots")
-    nodes = set()
+    nodes: set[Node] = set()
+    covered = 0
     for first, last, (host, port, *_), *_ in reply:
         name = host.decode() if host else asked.host
         if not (0 <= first <= last < len(slots) and 0 < port < 65_536):
             raise ValueError("no slot, or no port")
+        covered += last + 1 - first
+        if covered > len(slots):
+            raise ValueError("a slot that two nodes have")
         if name == "?":  # a node that does not know its own address
             continue
         node = Node(name, port)

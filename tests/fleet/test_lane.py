@@ -157,6 +157,18 @@ async def test_a_probe_tries_what_was_refused(bench: Bench, kind: Trouble) -> No
     assert bench.returns == returns + 1
 
 
+async def test_a_defect_ends_no_lane(bench: Bench) -> None:
+    def fail(commands: Sequence[Command]) -> list[Reply]:
+        raise RuntimeError("a defect")
+
+    bench.servers.answer = fail
+    bench.writes.follow()
+    (lane,) = bench.writes
+    await until(lambda: not lane.breaker.is_closed, "it opens")
+    bench.servers.answer = lambda commands: [b"OK"] * len(commands)
+    await until(lambda: lane.is_working, "it works")
+
+
 async def test_a_part_that_is_refused_opens_nothing(bench: Bench) -> None:
     bench.writes.follow()
     bench.servers.answer = lambda commands: [b"OK", *(LinkError(Trouble.REFUSED, "no") for _ in commands[1:])]

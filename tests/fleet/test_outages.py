@@ -134,41 +134,48 @@ async def test_agent_killed(redis: RedisServer, tmp_path: Path) -> None:
         assert [f.found for f in await bench.ask([flow(), flow(1)])] == [Found.HIT, Found.HIT]
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        b"HTTP/1.1 400 Bad Request\r\n\r\n",
-        b"\0" * 1000,
-        b"$99999999999999\r\n",
-        b"$-7\r\n",
-        b"*1000000000\r\n",
-        b"*1\r\n" * 1000,
-        b"-MOVED elsewhere\r\n",
-        b"-MOVED\r\n",
-        b"-\xff\xfe\r\n",
-        b"%3\r\n+a\r\n",
-        b">3\r\n+message\r\n+a\r\n+b\r\n",
-        b"+PONG\r\n" * 100,
-        b":5\r\n" * 100,
-        b"$-1\r\n" * 100,
-        b"*2\r\n+a\r\n+b\r\n" * 50,
-        b"",
-    ],
-)
-async def test_garbage_instead_of_redis(tmp_path: Path, said: bytes) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(1000):
-            writer.write(said)
-            await writer.drain()
-            if not said:
-                return
+GARBAGE = [
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"\0" * 1000,
+    b"$99999999999999\r\n",
+    b"$-7\r\n",
+    b"*1000000000\r\n",
+    b"*1\r\n" * 1000,
+    b"-MOVED elsewhere\r\n",
+    b"-MOVED\r\n",
+    b"-\xff\xfe\r\n",
+    b"%3\r\n+a\r\n",
+    b">3\r\n+message\r\n+a\r\n+b\r\n",
+    b"+PONG\r\n" * 100,
+    b":5\r\n" * 100,
+    b"$-1\r\n" * 100,
+    b"*2\r\n+a\r\n+b\r\n" * 50,
+    b"",
+]
 
-    async with server_that(serve) as address, fleet_bench(f"redis://{address}", tmp_path) as bench:
-        for _ in range(3):
-            (finding,) = await bench.ask([flow()])
-            assert finding.found in (Found.UNAVAILABLE, Found.FORGED)
-        bench.line.tell([flow().pack()])
-        assert (await bench.status())["agent"]["restarts"] == 0
+
+@pytest.mark.parametrize("part", range(4))
+async def test_garbage_instead_of_redis(tmp_path: Path, part: int) -> None:
+    async def hear(said: bytes) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.read(1000):
+                writer.write(said)
+                await writer.drain()
+                if not said:
+                    return
+
+        async with (
+            server_that(serve) as address,
+            fleet_bench(f"redis://{address}", tmp_path, lease_s=2.0) as bench,
+        ):
+            for _ in range(3):
+                (finding,) = await bench.ask([flow()])
+                assert finding.found in (Found.UNAVAILABLE, Found.FORGED), said
+            bench.line.tell([flow().pack()])
+            await bench.methods["cache_stats"]()
+            assert (await bench.status())["agent"]["restarts"] == 0, said
+
+    await asyncio.gather(*map(hear, GARBAGE[part::4]))
 
 
 async def test_an_endless_answer_takes_neither_time_nor_memory(tmp_path: Path) -> None:
