@@ -25,6 +25,7 @@ from host.channel import STREAM_LIMIT, Channel, ChannelError
 from host.errors import OperatorError
 from host.log import configure_logging
 from host.privileges import drop_privileges
+from host.scheduling import take_short_turns
 from wire.address import Address
 from wire.admin import Message, decode_message_untrusted
 from wire.errors import WireError
@@ -188,6 +189,8 @@ def main() -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure_logging()
+    # Clients wait for what it finds.
+    take_short_turns()
     loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(_main(int(sys.argv[1])))

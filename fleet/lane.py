@@ -18,7 +18,6 @@ from fleet.breaker import Breaker
 from fleet.redis_client import Command, Link, LinkError, Node, Reply, Trouble
 from fleet.servers import Servers
 
-MAX_COMMANDS = 512
 # How long an idle lane believes that its server is there; after a failure it wants to know.
 _IDLE_S, _UNSURE_S = 1.0, 0.1
 # A connection costs several round trips, and more with TLS; only a probe has time for it.
@@ -48,9 +47,10 @@ class Work(Protocol[Item]):
 
 @dataclass(frozen=True, kw_only=True)
 class LaneRules:
-    """deadline_s: of a pipeline. gather_s: how long the first of a pipeline waits for others."""
+    """deadline_s: of a pipeline. max_commands: in one. gather_s: how long the first of a pipeline waits for others."""
 
     deadline_s: float
+    max_commands: int
     gather_s: float = 0.0
 
 
@@ -171,9 +171,9 @@ class Lane(Generic[Item]):
             else:
                 done.set_result(outcome)
             return
-        if self._rules.gather_s and len(self.pending) < MAX_COMMANDS:
+        if self._rules.gather_s and len(self.pending) < self._rules.max_commands:
             await asyncio.sleep(self._rules.gather_s)
-        batch = dict(islice(self.pending.items(), MAX_COMMANDS))
+        batch = dict(islice(self.pending.items(), self._rules.max_commands))
         for key in batch:
             del self.pending[key]
         try:

@@ -26,8 +26,8 @@ _FOUND_BYTES = FLOW_NAME_BYTES + 1 + TARGET_BYTES
 # 31 KB: a socket's default queue takes six of them.
 MAX_ENTRIES = 500
 _MAX_MESSAGE_BYTES = 1 + MAX_ENTRIES * max(RECORD_BYTES, _FOUND_BYTES)
-# Messages that one call reads, so that nobody else has to wait for long.
-_MESSAGES_AT_ONCE = 16
+# Messages that one call reads, so that nobody else has to wait for long: the agent takes 10 ms for 1000 flows.
+_MESSAGES_AT_ONCE = 2
 
 
 class Found(IntEnum):

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fleet.flow_cache import CLOCK_SKEW_S, unix_s
-from fleet.lane import MAX_COMMANDS
 from fleet.redis_client import Command, LinkError, Reply
 from wire.errors import WireError
 from wire.keys import KeyRing
@@ -26,6 +25,7 @@ logger = logging.getLogger(__name__)
 Execute = Callable[[bytes, list[Command]], Awaitable[list[Reply]]]
 
 MAX_LEASES = 1024
+_LEASES_A_PIPELINE = 256
 _MAX_NAME_BYTES = 128
 _HOST_FIELDS = {"host_id": str, "host_name": str, "version": str, "started_at": str}
 # What readers rely on; whoever seals a lease may tell more.
@@ -93,8 +93,8 @@ class Registry:
         told = names[:MAX_LEASES] if isinstance(names, list) else []
         known = [name for name in map(_read_name, told) if name]
         values: list[Reply] = []
-        for start in range(0, len(known), MAX_COMMANDS):
-            batch = known[start : start + MAX_COMMANDS]
+        for start in range(0, len(known), _LEASES_A_PIPELINE):
+            batch = known[start : start + _LEASES_A_PIPELINE]
             # One byte more than is good, as with flows.
             values += await execute(
                 self.index, [("GETRANGE", self._key(name), 0, MAX_LEASE_BYTES) for name in batch]

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from fleet.flow_cache import CacheRules, FlowReads, FlowWrites
-from fleet.lane import MAX_COMMANDS, Lane, LaneRules, Lanes
+from fleet.lane import Lane, LaneRules, Lanes
 from fleet.line import AgentLine, Found, RelayLine, open_line
 from fleet.redis_client import Command, Link, LinkError, Node, Reply, Trouble
 from tests.fleet.bench import KEYS, flow
 from tests.host.deadline import until
 from wire.errors import WireError
 
+MAX_COMMANDS = 512
 NODE = Node("redis", 6379)
 Answer = Callable[[Sequence[Command]], list[Reply]]
 
@@ -83,7 +84,14 @@ class Bench:
         def on_return() -> None:
             self.returns += 1
 
-        return Lane(node, self.servers, work, LaneRules(deadline_s=0.1), self.counts, on_return)
+        return Lane(
+            node,
+            self.servers,
+            work,
+            LaneRules(deadline_s=0.1, max_commands=MAX_COMMANDS),
+            self.counts,
+            on_return,
+        )
 
     def refuse(self, kind: Trouble) -> None:
         def answer(commands: Sequence[Command]) -> list[Reply]:

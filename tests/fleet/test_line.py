@@ -1,5 +1,6 @@
 """The line between a relay's processes and the agent: what goes through, and what an untrusted end may do to the other."""
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -29,8 +30,13 @@ def test_flows_are_told_and_asked_in_order(ends: Ends) -> None:
     records = [flow(index) for index in range(2 * MAX_ENTRIES + 1)]
     assert relay.tell(record.pack() for record in records) == 0
     assert relay.ask([records[0].name, records[1].name]) == 0
-    assert agent.receive_untrusted() == (records, [records[0].name, records[1].name])
-    assert agent.receive_untrusted() == ([], [])
+    told, asked = [], []
+    for _ in range(3):
+        some_told, some_asked = agent.receive_untrusted()
+        told += some_told
+        asked += some_asked
+    assert told == records
+    assert asked == [records[0].name, records[1].name]
 
 
 def test_findings_and_the_wish_for_everything_come_back(ends: Ends) -> None:
@@ -84,8 +90,6 @@ def test_whatever_a_worker_sends_raises_nothing_but_wire_errors(messages: list[b
             ours.send(message)
         agent = AgentLine(theirs)
         for _ in range(len(messages) + 1):
-            try:
+            with contextlib.suppress(WireError):
                 agent.receive_untrusted()
-            except WireError:
-                continue
         assert agent.receive_untrusted() == ([], [])
