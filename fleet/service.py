@@ -226,14 +226,21 @@ class FleetService:
 
     async def _beat(self) -> None:
         while True:
-            await self._gather_presence()
-            if self._agent is not None and not self._agent.is_closed:
-                if self._reread_secrets():
-                    self._agent.send_event("secrets", **self._secrets._asdict())
-                self._agent.send_event("presence", leases=self._own_leases())
+            try:
+                await self._tell_of_us()
+            except Exception:
+                logger.exception("others are not told of this host")
             # Leases lapse also while nothing is heard.
             self._tell_listeners()
             await asyncio.sleep(_BEAT_S)
+
+    async def _tell_of_us(self) -> None:
+        await self._gather_presence()
+        if self._agent is None or self._agent.is_closed:
+            return
+        if self._reread_secrets():
+            self._agent.send_event("secrets", **self._secrets._asdict())
+        self._agent.send_event("presence", leases=self._own_leases())
 
     async def _gather_presence(self) -> None:
         presence: Presence = {"relay": None, "transceivers": []}

@@ -202,6 +202,22 @@ async def test_more_leases_than_are_read(redis: RedisServer, tmp_path: Path) -> 
         assert [found["address"] for found in bench.service.others()] == ["10.0.1.7:5000"]
 
 
+async def test_defects_of_a_source_or_a_listener_silence_nobody(redis: RedisServer, tmp_path: Path) -> None:
+    heard: list[int] = []
+    part: dict[str, Any] = {}
+
+    def listen(leases: list[dict[str, Any]]) -> None:
+        heard.append(len(leases))
+        raise RuntimeError("a defect")
+
+    async with fleet_bench(redis.url, tmp_path, lease_s=2.0) as bench:
+        bench.service.on_leases(listen)
+        announce(bench, part)  # it has no address yet
+        await until(lambda: len(heard) > 2, "the listener is told again")
+        part |= TRANSCEIVER
+        await until(lambda: len(bench.service.others()) == 2, "both leases")
+
+
 async def test_a_lease_that_is_too_long_costs_the_others_nothing(redis: RedisServer, tmp_path: Path) -> None:
     async with fleet_bench(redis.url, tmp_path, lease_s=2.0) as bench:
         announce(bench, {**TRANSCEIVER, "name": "x" * 2000})
