@@ -35,8 +35,8 @@ logger = logging.getLogger("fleet.agent")
 # Three times what 100,000 flows that wait need: a hostile Redis must not take the host's memory.
 _MAX_DATA_BYTES = 256 * 1024 * 1024
 _TICK_S = 0.25
-# A supervisor that says nothing for so long does not live; nor should its leases.
-_PRESENCE_TIMEOUT_S = 3.0
+# A supervisor that says nothing for so long does not live, nor should its leases; one that asks a process that hangs takes 5 s.
+_PRESENCE_TIMEOUT_S = 7.0
 _GOODBYE_S = 0.5
 
 

@@ -1,6 +1,7 @@
 """Lanes: one pipeline at a time, what waits shares the next, nothing waits for a server that is believed dead."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ class FakeServers:
         self.pipelines: list[list[Command]] = []
         self.answer: Answer = lambda commands: [b"OK"] * len(commands)
         self.hangs = False
+        self.we_are_late = False
 
     def node_of(self, key: bytes) -> Node | None:
         return NODE
@@ -61,6 +63,9 @@ class FakeLink(Link):
         await asyncio.sleep(0)
         if self._servers.hangs:
             await asyncio.sleep(60)
+        if self._servers.we_are_late:
+            time.sleep(0.15)  # noqa: ASYNC251
+            await asyncio.sleep(0)
         return self._servers.answer(commands)
 
     async def is_stale(self) -> bool:
@@ -163,6 +168,14 @@ async def test_a_probe_tries_what_was_refused(bench: Bench, kind: Trouble) -> No
     bench.servers.answer = lambda commands: [b"OK"] * len(commands)
     await until(lambda: lane.is_working, "it closes")
     assert bench.returns == returns + 1
+
+
+async def test_a_reply_counts_though_we_were_late_to_read_it(bench: Bench) -> None:
+    bench.servers.we_are_late = True
+    bench.writes.follow()
+    bench.flow_writes.tell(bench.writes, [flow()])
+    await until(lambda: bench.counts["written"] == 1, "it is written")
+    assert bench.counts["timeouts"] == 0
 
 
 async def test_a_defect_ends_no_lane(bench: Bench) -> None:
