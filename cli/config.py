@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet.config import RedisConfig
 from host.config_table import ConfigTable
 from host.errors import ConfigError
 from host.privileges import check_user
@@ -15,7 +16,7 @@ from relay.config import RelayConfig, pair_vips
 from relay.core.policy import Vip
 from transceiver.config import TransceiverConfig
 
-_TABLES = ("fleet", "relay", "transceiver", "host")
+_TABLES = ("fleet", "relay", "transceiver", "redis", "host")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Config:
     user: str | None
     relay: RelayConfig
     transceiver: TransceiverConfig
+    redis: RedisConfig
 
     @property
     def vips(self) -> tuple[Vip, ...]:
@@ -77,6 +79,7 @@ def load_config(
         user=host.take("user", str, "") or None,
         relay=RelayConfig.from_table(relay, vips),
         transceiver=TransceiverConfig.from_table(tables["transceiver"], state_dir.bearer_token_file),
+        redis=RedisConfig.from_table(tables["redis"]),
     )
     fleet.finish()
     host.finish()
@@ -142,6 +145,20 @@ TEMPLATE = """\
 # requests_per_s = 20.0                       # signaling requests of one address
 # request_burst = 100
 # max_sessions = 200                          # of each process; more are answered 503
+
+[redis]
+# What relays and transceivers of several hosts know of each other; calls need none of it, and go on when Redis does not.
+# url = ""                  # redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE, redis+cluster://HOST:PORT,HOST:PORT;
+#                           # with TLS rediss:// (rediss+sentinel://, rediss+cluster://); empty: no Redis
+# username = ""             # of an ACL
+# password_file = ""        # 0600; read anew when it changes
+# sentinel_password_file = ""
+# tls_ca = ""               # PEM; empty: the system's certificate authorities
+# tls_cert = ""             # PEM, if Redis asks for a client's certificate
+# tls_key = ""
+# timeout_s = 0.25          # of a look-up
+# flow_ttl_s = 180          # how long a flow is kept that no relay tells of any more
+# lease_s = 10.0            # how long a host is believed to live since it was heard
 
 [host]
 # drain_s = 5.0             # how long calls may go on after SIGTERM

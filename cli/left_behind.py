@@ -10,7 +10,7 @@ from relay.dataplane.bpf import links
 from relay.dataplane.bpf.pins import PinDir
 
 # Clients are told goodbye while a worker still carries it.
-_ORDER = ("transceiver.process", "relay.worker")
+_ORDER = ("transceiver.process", "relay.worker", "fleet.agent")
 
 
 def end_left_behind(state_dir: StateDir) -> list[Entry]:

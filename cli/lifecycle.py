@@ -17,6 +17,7 @@ from cli.admin import ask
 from cli.config import Config, load_config
 from cli.left_behind import end_left_behind, remove_data_path
 from cli.main import EXIT_FAILED, cli, config_option, exit_code_of, state_dir_option
+from fleet.service import FleetService
 from host.errors import NotRunningError, OperatorError
 from host.keystore import load_keys, load_or_create_keys
 from host.log import configure_logging
@@ -80,6 +81,7 @@ def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--workers", type=int, metavar="N", help="Relay workers."),
         click.option("--transceivers", type=int, metavar="N", help="Transceiver processes."),
+        click.option("--redis", metavar="URL", help="Redis that the fleet shares; empty for none."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -190,6 +192,7 @@ def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
         ("relay", "dataplane"): flags["dataplane"],
         ("relay", "xdp_mode"): flags["xdp_mode"],
         ("fleet", "vip"): list(flags["vip"]),
+        ("redis", "url"): flags["redis"],
         ("transceiver", "http"): flags["http"],
         ("transceiver", "insecure"): flags["insecure"] or None,
         ("transceiver", "processes"): flags["transceivers"],
@@ -209,16 +212,28 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
             click.echo(f"new key      in {config.keys_file}; every host of the fleet needs this file")
         keys = load_or_create_keys(config.keys_file)
         registry = ProcessRegistry(state_dir.processes_file)
+        # First: it starts before those that tell and ask by it, and ends after them.
+        fleet = FleetService(config.redis, config.cluster_id, keys, version("relayctl"), config.user)
+        services.append(fleet)
         if role != "transceivers":
             pins = PinDir(state_dir.path)
-            services.append(RelayService(config.relay, config.cluster_id, keys, pins, registry, config.user))
+            services.append(
+                RelayService(config.relay, config.cluster_id, keys, pins, registry, config.user, fleet=fleet)
+            )
         if role != "relay":
             token_file = config.transceiver.bearer_token_file
             token = read_or_create_token(token_file) if token_file else ""
             vips = tuple(vip.address for vip in config.vips)
             services.append(
                 TransceiverService(
-                    config.transceiver, config.cluster_id, vips, keys, token, registry, config.user
+                    config.transceiver,
+                    config.cluster_id,
+                    vips,
+                    keys,
+                    token,
+                    registry,
+                    config.user,
+                    fleet=fleet,
                 )
             )
         supervisor = Supervisor(
@@ -246,6 +261,8 @@ def _describe(config: Config, services: list[Service]) -> list[str]:
     """Where everything is, a line each."""
     lines = []
     for service in services:
+        if isinstance(service, FleetService) and service.enabled:
+            lines.append(f"redis        {service.url}")
         if isinstance(service, RelayService):
             for vip in config.vips:
                 told = "" if vip.listen == vip.address else f" (clients are told {vip.address})"

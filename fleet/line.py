@@ -10,6 +10,7 @@ queue is not said, and told again with the next refresh. Both ends read the othe
     again  agent   none: tell everything once more, Redis may have lost it
 """
 
+import select
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
@@ -25,8 +26,8 @@ _FOUND_BYTES = FLOW_NAME_BYTES + 1 + TARGET_BYTES
 # 31 KB: a socket's default queue takes six of them.
 MAX_ENTRIES = 500
 _MAX_MESSAGE_BYTES = 1 + MAX_ENTRIES * max(RECORD_BYTES, _FOUND_BYTES)
-# Messages that one call reads, so that nobody else has to wait for long.
-_MESSAGES_AT_ONCE = 16
+# Messages that one call reads, so that nobody else has to wait for long: the agent takes 10 ms for 1000 flows.
+_MESSAGES_AT_ONCE = 2
 
 
 class Found(IntEnum):
@@ -64,6 +65,11 @@ class RelayLine:
         """For epoll."""
         return self._socket.fileno()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody has the other end any more: the supervisor and the agent are gone."""
+        return _is_hung_up(self._socket)
+
     def tell(self, records: Iterable[bytes]) -> int:
         """Tell of assured flows, packed as ``FlowRecord.pack``; how many could not be told now."""
         return _send_all(self._socket, _TELL, records)
@@ -94,6 +100,15 @@ class AgentLine:
         """For the event loop."""
         return self._socket.fileno()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody has the other end any more: the supervisor and the worker are gone."""
+        return _is_hung_up(self._socket)
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
+
     def answer(self, findings: Sequence[Finding]) -> int:
         """Answer questions; how many answers could not be given."""
         return _send_all(self._socket, _FOUND, map(_pack_finding, findings))
@@ -114,6 +129,13 @@ class AgentLine:
             else:
                 raise WireError(WireFault.RECORD_MALFORMED, f"no message of a relay is of kind {kind!r}")
         return told, asked
+
+
+def _is_hung_up(sock: socket.socket) -> bool:
+    # An empty message reads as an end does; anybody may send one.
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(0))
 
 
 def _pack_finding(finding: Finding) -> bytes:

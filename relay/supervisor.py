@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from fleet.service import FleetService
 from host.channel import Channel, ChannelError
 from host.errors import ConfigError
 from host.process import Process, ProcessSpec
@@ -58,12 +59,15 @@ class RelayService:
         pins: PinDir,
         registry: ProcessRegistry,
         user: str | None = None,
+        *,
+        fleet: FleetService | None = None,
     ) -> None:
         self._config = config
         self._cluster_id = cluster_id
         self._keys = keys
         self._registry = registry
         self._user = user
+        self._fleet = fleet
         self._slots: list[WorkerSlot] = []
         # Of userspace workers that `scale` ended; the kernel's counters stay in their map.
         self._departed_verdicts, self._departed_events = Counter[str](), Counter[str]()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from fleet.service import FleetService
 from host.channel import ChannelError
 from host.errors import AddressInUseError
 from host.process import Process, ProcessSpec
@@ -41,6 +42,8 @@ class TransceiverService:
         bearer_token: str,
         registry: ProcessRegistry,
         user: str | None = None,
+        *,
+        fleet: FleetService | None = None,
     ) -> None:
         self._config = config
         self._cluster_id = cluster_id
@@ -50,6 +53,7 @@ class TransceiverService:
         self._bearer_token = bearer_token
         self._left_behind = {entry.pid for entry in registry.left_behind if entry.module == _MODULE}
         self._user = user
+        self._fleet = fleet
         self._sockets: list[tuple[socket.socket, socket.socket]] = []
         self._load_fd = create_board_fd(config.processes)
         self._board = LoadBoard(self._load_fd)
