@@ -17,6 +17,7 @@ from cli.admin import ask
 from cli.config import Config, load_config
 from cli.left_behind import end_left_behind, remove_data_path
 from cli.main import EXIT_FAILED, cli, config_option, exit_code_of, state_dir_option
+from cli.seconds import check_seconds
 from fleet.service import FleetService
 from host.errors import NotRunningError, OperatorError
 from host.keystore import load_keys, load_or_create_keys
@@ -32,7 +33,6 @@ from transceiver.service import TransceiverService
 _ROLES = ("all", "relay", "transceivers")
 _START_TIMEOUT_S = 60.0
 _STOP_MARGIN_S = 20.0
-_MAX_DRAIN_S = 7 * 86400.0
 # Parameters that are not named as their flag.
 _FLAGS = {"interfaces": "--interface"}
 
@@ -124,17 +124,11 @@ def start(
         raise
 
 
-def _check_seconds(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not 0 <= value <= _MAX_DRAIN_S:  # not a number is in no range
-        raise click.BadParameter(f"needs seconds from 0 to {_MAX_DRAIN_S:g}")
-    return value
-
-
 _drain_option = click.option(
     "--drain",
     "drain_s",
     type=float,
-    callback=_check_seconds,
+    callback=check_seconds,
     metavar="SECONDS",
     help="Let calls go on for at most this long.",
 )
@@ -233,6 +227,7 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
                     token,
                     registry,
                     config.user,
+                    drain_s=config.drain_s,
                     fleet=fleet,
                 )
             )

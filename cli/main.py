@@ -47,8 +47,10 @@ def exit_code_of(error: OperatorError) -> int:
 # have no part in `relayctl status`.
 _MODULES = {
     "bpf": "bpf",
+    "cache": "cache",
     "demo": "demo",
     "drops": "drops",
+    "fleet": "fleet",
     "flows": "flows",
     "init": "init",
     "maps": "maps",
@@ -60,6 +62,7 @@ _MODULES = {
     "status": "status",
     "stop": "lifecycle",
     "token": "token",
+    "transceivers": "transceivers",
     "workers": "workers",
 }
 

@@ -30,10 +30,19 @@ def status(state_dir: StateDir, as_json: bool) -> None:
         click.echo(
             f"{entry['name']} of an earlier start, pid {entry['pid']}, carries its calls to their end\n"
         )
+    if report.get("fleet", {}).get("redis"):
+        click.echo(f"redis {report['fleet']['redis']}, {describe_redis(report['fleet'])}\n")
     if "relay" in report:
         _print_relay(report["relay"])
     if "transceivers" in report:
         _print_transceivers(report["transceivers"])
+
+
+def describe_redis(state: dict[str, Any]) -> str:
+    """Whether Redis can be used, since when, and what is wrong."""
+    since = f" for {human_duration(state['since_s'])}" if "since_s" in state else ""
+    why = f": {state['why']}" if state["why"] else ""
+    return f"{state['state']}{since}{why}"
 
 
 def _print_relay(relay: dict[str, Any]) -> None:
@@ -92,7 +101,7 @@ def _process_cells(process: dict[str, Any]) -> tuple[Any, ...]:
         process["name"],
         process["pid"],
         process["core"],
-        "draining" if process.get("draining") else process["state"],
+        process["state"],
         human_duration(process["uptime_s"]),
         process["restarts"],
         process["last_exit"],

@@ -46,3 +46,18 @@ def turns(interval_s: float, count: int | None) -> Iterator[None]:
             turn += 1
     except KeyboardInterrupt:
         click.echo()
+
+
+def watch_flag(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --watch and --interval, for ``looks``."""
+    flag = click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+    return flag(interval_option(command))
+
+
+def looks(interval_s: float, watch: bool) -> Iterator[None]:
+    """One look now, and if watching one more at each interval."""
+    if watch and sys.stdout.isatty():
+        click.clear()
+    yield
+    if watch:
+        yield from turns(interval_s, None)

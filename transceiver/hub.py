@@ -11,6 +11,7 @@ from typing import Any
 
 from transceiver.backend import BackendFactory
 from transceiver.ice import Credential
+from transceiver.load_board import PUBLISH_INTERVAL_S, Load
 from transceiver.mux import Mux
 from transceiver.offer import OfferError, check_offer_untrusted
 from transceiver.peer import SessionCertificate
@@ -58,11 +59,14 @@ class Hub:
         mux: Mux,
         make_backend: BackendFactory,
         clock: Callable[[], float] = time.monotonic,
-        publish_load: Callable[[int | None], None] = lambda sessions: None,
+        publish: Callable[[Load], None] = lambda load: None,
+        is_admitted: Callable[[], bool] = lambda: True,
     ) -> None:
+        """``publish`` tells the other processes of our load; ``is_admitted`` asks whether new sessions are wanted."""
         self.settings = settings
         self._draining = False
-        self._publish_load = publish_load
+        self._publish = publish
+        self._is_admitted = is_admitted
         self.ended: Counter[str] = Counter()
         self._keys = keys
         self._mux = mux
@@ -78,7 +82,7 @@ class Hub:
     @property
     def draining(self) -> bool:
         """Whether new sessions are refused while the old ones go on."""
-        return self._draining
+        return self._draining or not self._is_admitted()
 
     @draining.setter
     def draining(self, draining: bool) -> None:
@@ -86,20 +90,19 @@ class Hub:
         self.publish_load()
 
     def publish_load(self) -> None:
-        """Tell the other processes how many sessions we have, or that we take no more."""
-        takes_more = not self._draining and len(self._sessions) < self.settings.max_sessions
-        self._publish_load(len(self._sessions) if takes_more else None)
+        """Tell the other processes how many sessions we have and take, and that we live."""
+        limit = 0 if self._draining else self.settings.max_sessions
+        self._publish(Load(len(self._sessions), self._count_connected(), limit))
+
+    async def keep_publishing(self) -> None:
+        """Tell it also while nothing changes; runs until cancelled."""
+        while True:
+            self.publish_load()
+            await asyncio.sleep(PUBLISH_INTERVAL_S)
 
     async def create(self, offer: str) -> tuple[Session, str]:
         """A session and its SDP answer. Raises OfferError or HubFullError."""
-        # Its cell may be counted up by the one who passed the offer on; whatever comes of it, the truth is told again.
-        try:
-            return await self._create(offer)
-        finally:
-            self.publish_load()
-
-    async def _create(self, offer: str) -> tuple[Session, str]:
-        if self._draining:
+        if self.draining:
             raise HubFullError("this transceiver is draining")
         if len(self._sessions) >= self.settings.max_sessions:
             raise HubFullError(f"this transceiver has its {self.settings.max_sessions} sessions")
@@ -176,7 +179,7 @@ class Hub:
             "address": str(self.settings.address),
             "draining": self.draining,
             "sessions": len(self._sessions),
-            "connected": sum(session.is_connected for session in self._sessions.values()),
+            "connected": self._count_connected(),
             "max_sessions": self.settings.max_sessions,
             "ended": dict(self.ended),
             "datagrams": dict(self._mux.counters),
@@ -185,6 +188,9 @@ class Hub:
     def describe_sessions(self) -> list[dict[str, Any]]:
         """One entry a session."""
         return [session.describe() for session in self._sessions.values()]
+
+    def _count_connected(self) -> int:
+        return sum(session.is_connected for session in self._sessions.values())
 
     def _new_credential(self, client_ufrag: str) -> Credential:
         hint = RouteHint(

@@ -26,8 +26,8 @@ from transceiver.load_board import LoadBoard
 from transceiver.mux import Mux
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.app import Signaling, SignalingSettings
-from transceiver.signaling.resources import Siblings
-from wire.admin import decode_message_untrusted
+from transceiver.signaling.elsewhere import Elsewhere, Transceiver
+from wire.admin import Message, decode_message_untrusted
 
 logger = logging.getLogger("transceiver.process")
 
@@ -56,8 +56,10 @@ class TransceiverProcess:
             settings.keys,
             self._mux,
             EchoBackend,
-            publish_load=board.publish,
+            publish=board.publish,
+            is_admitted=lambda: board.is_admitted,
         )
+        self._elsewhere = Elsewhere()
         self._signaling = Signaling(
             self._hub,
             settings.keys,
@@ -67,7 +69,8 @@ class TransceiverProcess:
                 requests_per_s=settings.requests_per_s,
                 request_burst=settings.request_burst,
             ),
-            Siblings(board, settings.siblings_http),
+            board,
+            self._elsewhere,
         )
         self._tls = _tls_context(settings)
         self._ending = asyncio.Event()
@@ -77,12 +80,13 @@ class TransceiverProcess:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ending.set)
         self._mux.start()
         sweeping = asyncio.create_task(self._hub.sweep())
+        self._hub.publish_load()  # before anybody hears that we are ready
+        publishing = asyncio.create_task(self._hub.keep_publishing())
         public = await self._serve_http(self._signaling.public_app(), self._settings.http_fd, self._tls)
         internal = await self._serve_http(
             self._signaling.internal_app(), self._settings.internal_http_fd, None
         )
         serving = asyncio.create_task(self._serve_supervisor(channel, public))
-        self._hub.publish_load()
         channel.send_event("ready")
         await self._ending.wait()
         self._hub.draining = True
@@ -90,6 +94,7 @@ class TransceiverProcess:
         await self._hub.close_all("shut down")
         for runner in (public, internal):
             await runner.cleanup()
+        publishing.cancel()
         self._mux.stop()
         channel.close()
         await serving
@@ -115,10 +120,15 @@ class TransceiverProcess:
                 return self._hub.describe()
             case "sessions":
                 return self._hub.describe_sessions()
-            case "drain":
-                self._hub.draining = True
-                return len(self._hub)
+            case "end_sessions":
+                await self._hub.close_all(str(params["reason"]))
+                return None
         raise ChannelError(f"no method {method!r} in a transceiver")
+
+    def receive_event(self, message: Message) -> None:
+        """What the supervisor tells."""
+        if message["event"] == "elsewhere":
+            self._elsewhere.update([Transceiver.from_message(entry) for entry in message["transceivers"]])
 
     async def _serve_http(self, app: web.Application, fd: int, tls: ssl.SSLContext | None) -> web.AppRunner:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -152,7 +162,7 @@ async def _main(control_fd: int) -> None:
     message = decode_message_untrusted(line)
     process = TransceiverProcess(TransceiverSettings.from_message(message["settings"]))
     drop_privileges(message["user"])
-    await process.run(Channel(reader, writer, on_request=process.answer))
+    await process.run(Channel(reader, writer, on_request=process.answer, on_event=process.receive_event))
 
 
 def main() -> None:

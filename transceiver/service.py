@@ -1,31 +1,35 @@
-"""The transceivers of this host as a service of the supervisor: makes their sockets, runs and drains them."""
+"""The transceivers of this host as a service of the supervisor: makes their sockets, runs and drains them, tells the fleet."""
 
 import asyncio
 import contextlib
 import logging
 import os
-import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from fleet.service import FleetService
-from host.channel import ChannelError
-from host.errors import AddressInUseError
-from host.process import Process, ProcessSpec
+from host.channel import Channel, ChannelError
+from host.process import Process, ProcessSpec, ProcessState
 from host.registry import ProcessRegistry
-from host.sockets import bind_tcp, bind_udp, bound_address, take_without_checksum
+from host.sockets import bind_tcp, bound_address
 from host.supervisor import AdminMethod, ProcessGroup
+from transceiver.changes import Changes
 from transceiver.config import TransceiverConfig
 from transceiver.load_board import LoadBoard, create_board_fd
 from transceiver.settings import TransceiverSettings
+from transceiver.signaling.elsewhere import Transceiver, usable
+from transceiver.slots import SlotMaker, TransceiverSlot, Wanted
 from wire.address import Address
 from wire.keys import KeyRing
 
 logger = logging.getLogger(__name__)
 
 _MODULE = "transceiver.process"
-_DRAIN_POLL_S = 0.2
+_DRAIN_POLL_S = 0.1
+# What a process is asked for ``status``, it answers at once, or it hangs.
+_ASK_TIMEOUT_S = 2.0
 
 
 class TransceiverService:
@@ -43,6 +47,7 @@ class TransceiverService:
         registry: ProcessRegistry,
         user: str | None = None,
         *,
+        drain_s: float = 5.0,
         fleet: FleetService | None = None,
     ) -> None:
         self._config = config
@@ -51,16 +56,24 @@ class TransceiverService:
         self._vips = tuple({vip.family: vip for vip in reversed(vips)}.values())[::-1]
         self._keys = keys
         self._bearer_token = bearer_token
-        self._left_behind = {entry.pid for entry in registry.left_behind if entry.module == _MODULE}
         self._user = user
+        self._drain_s = drain_s
+        self._slots: dict[str, TransceiverSlot] = {}
+        self._changes: Changes | None = None
         self._fleet = fleet
-        self._sockets: list[tuple[socket.socket, socket.socket]] = []
-        self._load_fd = create_board_fd(config.processes)
+        self._elsewhere: list[Transceiver] = []
+        self._telling: set[asyncio.Task[None]] = set()
+        left_behind = {entry.pid for entry in registry.left_behind if entry.module == _MODULE}
+        self._maker = SlotMaker(config, left_behind)
+        self._load_fd = create_board_fd()
         self._board = LoadBoard(self._load_fd)
         self._http = bind_tcp("transceiver.http", config.http)
         try:
             for index in range(config.processes):
-                self._sockets.append(self._make_sockets(index))
+                slot = self._maker.make(index)
+                self._slots[slot.name] = slot
+                self._board.open(index, slot.internal_http.port)
+                self._board.admit(index, True)
         except BaseException:
             self.close()
             raise
@@ -72,18 +85,8 @@ class TransceiverService:
         return f"{scheme}://{bound_address(self._http)}/"
 
     def specs(self) -> list[ProcessSpec]:
-        """One process a pair of sockets."""
-        return [
-            ProcessSpec(
-                name=f"transceiver-{index}",
-                module=_MODULE,
-                user=self._user,
-                fds=(udp.fileno(), self._http.fileno(), internal.fileno(), self._load_fd),
-                settings=self._settings(index).to_message,
-                on_exit=partial(self._board.close_process, index),
-            )
-            for index, (udp, internal) in enumerate(self._sockets)
-        ]
+        """One process a slot."""
+        return [self._spec(slot) for slot in self._slots.values()]
 
     async def take_over(self) -> None:
         """Nothing to do: transceivers that were left behind carry their calls to the end, and take no new ones."""
@@ -95,35 +98,78 @@ class TransceiverService:
 
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """The signaling address, and each process with its counts."""
-        answers = await self._ask(processes, "status")
+        pairs = list(self._pairs(processes))
+        answers = await asyncio.gather(*(self._ask(*pair, "status") for pair in pairs))
         return {
             "http": self.url,
             "bearer_token_file": str(self._config.bearer_token_file) if self._bearer_token else None,
             "processes": [
-                {"address": str(bound_address(udp)), **process.describe(), **(answer or {})}
-                for (udp, _), process, answer in zip(self._sockets, processes, answers, strict=True)
+                {**(answer or {}), **process.describe(), **self._describe(slot, process)}
+                for (slot, process), answer in zip(pairs, answers, strict=True)
             ],
         }
 
     async def drain(self, processes: ProcessGroup, timeout_s: float) -> None:
         """Refuse new sessions and wait until the last has ended."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while any(await self._ask(processes, "drain")):  # noqa: ASYNC110  # other processes end the calls
-                    await asyncio.sleep(_DRAIN_POLL_S)
+        if self._changes is not None:
+            self._changes.drain_all()
+        deadline = time.monotonic() + timeout_s
+        while any(
+            self._board.load(slot.index).sessions for slot in self._slots.values()
+        ):  # other processes end them
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(_DRAIN_POLL_S)
 
     def methods(self, processes: ProcessGroup) -> dict[str, AdminMethod]:
-        """``sessions``."""
+        """``sessions``, ``transceivers``, and the verbs that change them."""
+        changes = self._changes = Changes(
+            self._slots, processes, self._board, self._http, self._maker, self._spec, self._drain_s
+        )
+        if self._fleet is not None:
+            self._fleet.announce(partial(self._presence, processes))
+            self._fleet.on_leases(partial(self._follow_others, processes))
 
         async def sessions() -> list[dict[str, Any]]:
-            answers = await self._ask(processes, "sessions")
+            pairs = list(self._pairs(processes))
+            answers = await asyncio.gather(*(self._ask(*pair, "sessions") for pair in pairs))
             return [
-                {"transceiver": process.spec.name, **session}
-                for process, answer in zip(processes, answers, strict=True)
+                {"transceiver": slot.name, **session}
+                for (slot, _), answer in zip(pairs, answers, strict=True)
                 for session in answer or []
             ]
 
-        return {"sessions": sessions}
+        async def transceivers() -> list[dict[str, Any]]:
+            return [
+                {"name": slot.name, "pid": process.pid, **self._describe(slot, process)}
+                | {"restarts": process.restarts, "last_exit": process.last_exit}
+                for slot, process in self._pairs(processes)
+            ]
+
+        async def drain(names: Sequence[str], deadline_s: float | None = None) -> list[dict[str, Any]]:
+            changes.drain(names, deadline_s)
+            return await transceivers()
+
+        async def stop(names: Sequence[str], drain_s: float | None = None) -> list[dict[str, Any]]:
+            changes.stop(names, drain_s)
+            return await transceivers()
+
+        async def start(names: Sequence[str]) -> list[dict[str, Any]]:
+            await changes.start(names)
+            return await transceivers()
+
+        async def scale(count: int, drain_s: float | None = None) -> dict[str, Any]:
+            before = await changes.scale(count, drain_s)
+            return {"before": before, "transceivers": await transceivers()}
+
+        return {
+            "sessions": sessions,
+            "transceivers": transceivers,
+            "transceivers_drain": drain,
+            "transceivers_stop": stop,
+            "transceivers_start": start,
+            "transceivers_scale": scale,
+        }
 
     def close(self) -> None:
         """Close every socket."""
@@ -132,59 +178,107 @@ class TransceiverService:
             os.close(self._load_fd)
             self._load_fd = -1
         self._http.close()
-        for pair in self._sockets:
-            for sock in pair:
-                sock.close()
-        self._sockets.clear()
+        for slot in self._slots.values():
+            slot.close()
+        self._slots.clear()
 
-    async def _ask(self, processes: Iterable[Process], method: str) -> list[Any]:
-        """Each process's answer, None from one that is being restarted."""
-        answers = await asyncio.gather(*(p.request(method) for p in processes), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, ChannelError):
-                raise answer
-        return [None if isinstance(answer, ChannelError) else answer for answer in answers]
+    def _pairs(self, processes: ProcessGroup) -> Iterator[tuple[TransceiverSlot, Process]]:
+        by_name = {process.spec.name: process for process in processes}
+        for slot in sorted(self._slots.values(), key=lambda slot: slot.index):
+            if slot.name in by_name:
+                yield slot, by_name[slot.name]
 
-    def _make_sockets(self, index: int) -> tuple[socket.socket, socket.socket]:
-        base = self._config.listen
-        udp = self._bind_udp(Address(base.host, base.port + index) if base.port else base)
-        take_without_checksum(udp)
-        try:
-            return udp, bind_tcp("transceiver.listen", Address(base.host, 0))
-        except BaseException:
-            udp.close()
-            raise
+    def _describe(self, slot: TransceiverSlot, process: Process) -> dict[str, Any]:
+        load = self._board.load(slot.index)
+        left_s = None if slot.deadline is None else round(max(0.0, slot.deadline - time.monotonic()), 1)
+        return {
+            "state": self._state(slot, process, load.sessions),
+            "wanted": slot.wanted.name.lower(),
+            "address": str(slot.address),
+            "sessions": load.sessions,
+            "connected": load.connected,
+            "max_sessions": self._config.max_sessions,
+            "deadline_s": left_s if load.sessions else None,
+        }
 
-    def _bind_udp(self, address: Address) -> socket.socket:
-        """Any port where one that was left behind still has calls on this one; hints name whatever port it is."""
-        try:
-            return bind_udp("transceiver.listen", address)
-        except AddressInUseError as error:
-            if not error.pids or not error.pids <= self._left_behind:
-                raise
-            logger.warning("%s still has calls of an earlier start; taking any other port", address)
-            return bind_udp("transceiver.listen", Address(address.host, 0))
+    def _state(self, slot: TransceiverSlot, process: Process, sessions: int) -> str:
+        """As of its process, or for one that works: ready, draining, drained, hung."""
+        if process.state is not ProcessState.READY:
+            return process.state.value
+        if self._board.is_hung(slot.index):
+            return "hung"
+        if slot.wanted is Wanted.SERVING:
+            return "ready"
+        return "draining" if sessions else "drained"
 
-    def _settings(self, index: int) -> TransceiverSettings:
-        udp, internal = self._sockets[index]
+    async def _ask(self, slot: TransceiverSlot, process: Process, method: str) -> Any:
+        """Its answer; None from one that hangs or is being restarted."""
+        if self._board.is_hung(slot.index):
+            return None
+        with contextlib.suppress(ChannelError):
+            return await process.request(method, timeout_s=_ASK_TIMEOUT_S)
+
+    async def _presence(self, processes: ProcessGroup) -> dict[str, Any]:
+        """What the other hosts hear of ours."""
+        fields = ("address", "state", "sessions", "connected", "max_sessions")
+        described = [(slot, self._describe(slot, process)) for slot, process in self._pairs(processes)]
+        return {
+            "transceivers": [
+                {
+                    "name": slot.name,
+                    "internal_http": str(slot.internal_http),
+                    **{field: description[field] for field in fields},
+                }
+                for slot, description in described
+            ]
+        }
+
+    def _follow_others(self, processes: ProcessGroup, leases: list[dict[str, Any]]) -> None:
+        """Tell our processes which transceivers of other hosts may take a session, where that has changed."""
+        elsewhere = usable(leases)
+        if elsewhere == self._elsewhere:
+            return
+        self._elsewhere = elsewhere
+        for process in processes:
+            task = asyncio.create_task(process.send(**self._elsewhere_event()))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell_elsewhere(self, channel: Channel) -> None:
+        channel.send_event(**self._elsewhere_event())
+
+    def _elsewhere_event(self) -> dict[str, Any]:
+        return {"event": "elsewhere", "transceivers": [t.to_message() for t in self._elsewhere]}
+
+    def _spec(self, slot: TransceiverSlot) -> ProcessSpec:
+        return ProcessSpec(
+            name=slot.name,
+            module=_MODULE,
+            user=self._user,
+            fds=(slot.udp.fileno(), self._http.fileno(), slot.internal.fileno(), self._load_fd),
+            settings=lambda: self._settings(slot).to_message(),
+            handover=self._tell_elsewhere,
+            on_exit=partial(self._board.close_process, slot.index),
+        )
+
+    def _settings(self, slot: TransceiverSlot) -> TransceiverSettings:
         return TransceiverSettings(
             keys=self._keys,
             cluster_id=self._cluster_id,
-            address=bound_address(udp),
+            address=slot.address,
             vips=self._vips,
             relay_networks=self._config.relay_networks,
             max_sessions=self._config.max_sessions,
-            internal_http=bound_address(internal),
+            internal_http=slot.internal_http,
             bearer_token=self._bearer_token,
             origins=self._config.origins,
             requests_per_s=self._config.requests_per_s,
             request_burst=self._config.request_burst,
             tls_cert=str(self._config.tls_cert or ""),
             tls_key=str(self._config.tls_key or ""),
-            index=index,
-            siblings_http=tuple(bound_address(sibling) for _, sibling in self._sockets),
+            index=slot.index,
             load_fd=self._load_fd,
-            udp_fd=udp.fileno(),
+            udp_fd=slot.udp.fileno(),
             http_fd=self._http.fileno(),
-            internal_http_fd=internal.fileno(),
+            internal_http_fd=slot.internal.fileno(),
         )

@@ -12,7 +12,7 @@ from wire.keys import KeyRing
 class TransceiverSettings:
     """The inherited sockets and what the process serves. ``tls_cert`` and ``tls_key`` are file names, or empty.
 
-    ``siblings_http`` are the internal addresses of all processes of this host, ``index`` is the place of this one.
+    ``index`` is the place of this process on the board behind ``load_fd``.
     """
 
     keys: KeyRing
@@ -29,7 +29,6 @@ class TransceiverSettings:
     tls_cert: str
     tls_key: str
     index: int
-    siblings_http: tuple[Address, ...]
     load_fd: int
     udp_fd: int
     http_fd: int
@@ -43,7 +42,6 @@ class TransceiverSettings:
             "address": str(self.address),
             "internal_http": str(self.internal_http),
             "vips": [str(vip) for vip in self.vips],
-            "siblings_http": [str(address) for address in self.siblings_http],
             "relay_networks": [str(network) for network in self.relay_networks],
         }
 
@@ -57,7 +55,6 @@ class TransceiverSettings:
                 "address": Address.parse(message["address"]),
                 "internal_http": Address.parse(message["internal_http"]),
                 "vips": tuple(map(Address.parse, message["vips"])),
-                "siblings_http": tuple(map(Address.parse, message["siblings_http"])),
                 "relay_networks": tuple(map(ip_network, message["relay_networks"])),
                 "origins": tuple(message["origins"]),
             }

@@ -1,5 +1,6 @@
 """Transceiver processes in one event loop: each with its hub, its UDP socket, and both of its HTTP listeners."""
 
+import asyncio
 import os
 import socket
 import time
@@ -7,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import Any
 
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
@@ -19,7 +21,7 @@ from transceiver.hub import Hub, HubSettings
 from transceiver.load_board import LoadBoard, create_board_fd
 from transceiver.mux import Mux
 from transceiver.signaling.app import Signaling, SignalingSettings
-from transceiver.signaling.resources import Siblings
+from transceiver.signaling.elsewhere import Elsewhere
 from wire.address import Address
 from wire.keys import FleetKey, KeyRing
 
@@ -32,13 +34,25 @@ Client = TestClient[Request, Application]
 
 @dataclass
 class Process:
-    """``public`` is a client of the public listener; ``internal`` one of the siblings' listener."""
+    """``public`` is a client of the public listener; ``internal`` one of the siblings' listener.
+
+    ``supervisor`` is the supervisor's view of ``board``; ``publishing`` the task without which the process seems to hang.
+    """
 
     hub: Hub
     mux: Mux
     address: Address
     public: Client
     internal: Client
+    elsewhere: Elsewhere
+    board: LoadBoard
+    supervisor: LoadBoard
+    publishing: asyncio.Task[None]
+
+    @property
+    def internal_http(self) -> Address:
+        """Where siblings pass requests on to."""
+        return self.hub.settings.internal_http
 
     async def restart_empty(self) -> None:
         """Every session is gone; the listeners are still there."""
@@ -46,7 +60,36 @@ class Process:
 
 
 @asynccontextmanager
-async def serving(
+async def serving(**options: Any) -> AsyncIterator[Process]:
+    """A process that serves by itself until the end of the block; ``options`` as those of ``serving_on``."""
+    async with serving_siblings(1, **options) as (process,):
+        yield process
+
+
+@asynccontextmanager
+async def serving_siblings(processes: int, **options: Any) -> AsyncIterator[list[Process]]:
+    """Processes of one host, which know each other's load."""
+    listeners = [bind_tcp("internal", LOOPBACK) for _ in range(processes)]
+    fd = create_board_fd()
+    async with AsyncExitStack() as stack:
+        stack.callback(os.close, fd)
+        supervisor = LoadBoard(fd)
+        stack.callback(supervisor.close)
+        served = []
+        for own, listener in enumerate(listeners):
+            board = LoadBoard(fd, own)
+            stack.callback(board.close)
+            supervisor.open(own, bound_address(listener).port)
+            supervisor.admit(own, True)
+            served.append(await stack.enter_async_context(serving_on(board, supervisor, listener, **options)))
+        yield served
+
+
+@asynccontextmanager
+async def serving_on(
+    board: LoadBoard,
+    supervisor: LoadBoard,
+    listener: socket.socket,
     *,
     keys: KeyRing = KEYS,
     vips: tuple[Address, ...] = (VIP, VIP_V6),
@@ -56,64 +99,42 @@ async def serving(
     max_sessions: int = 100,
     make_backend: BackendFactory = EchoBackend,
     clock: Callable[[], float] = time.monotonic,
-    listener: socket.socket | None = None,
-    siblings: Siblings | None = None,
 ) -> AsyncIterator[Process]:
-    """A process that serves until the end of the block."""
-    udp, internal_listener = bind_udp("udp", LOOPBACK), listener or bind_tcp("internal", LOOPBACK)
+    """One process; ``listener`` is where its siblings pass requests on to."""
+    udp = bind_udp("udp", LOOPBACK)
     mux = Mux(udp, (ip_network("127.0.0.0/8"),), clock)
     settings = HubSettings(
         address=bound_address(udp),
-        internal_http=bound_address(internal_listener),
+        internal_http=bound_address(listener),
         vips=vips,
         cluster_id=CLUSTER_ID,
         max_sessions=max_sessions,
     )
-    hub = Hub(
-        settings, keys, mux, make_backend, clock, siblings.board.publish if siblings else lambda load: None
-    )
-    hub.publish_load()
+    hub = Hub(settings, keys, mux, make_backend, clock, board.publish, lambda: board.is_admitted)
+    elsewhere = Elsewhere()
     signaling = Signaling(
         hub,
         keys,
         SignalingSettings(
             bearer_token=bearer_token, origins=origins, requests_per_s=0.5, request_burst=request_burst
         ),
-        siblings,
+        board,
+        elsewhere,
     )
     public = TestClient(TestServer(signaling.public_app()))
     internal = TestClient(
-        TestServer(signaling.internal_app(), socket_factory=lambda host, port, family: internal_listener)
+        TestServer(signaling.internal_app(), socket_factory=lambda host, port, family: listener)
     )
     mux.start()
+    publishing = asyncio.create_task(hub.keep_publishing())
     await public.start_server()
     await internal.start_server()
     try:
-        yield Process(hub, mux, settings.address, public, internal)
+        yield Process(hub, mux, settings.address, public, internal, elsewhere, board, supervisor, publishing)
     finally:
+        publishing.cancel()
         await public.close()
         await internal.close()
         await hub.close_all("shut down")
         mux.stop()
     assert len(hub) == 0
-
-
-@asynccontextmanager
-async def serving_siblings(processes: int, *, max_sessions: int = 100) -> AsyncIterator[list[Process]]:
-    """Processes of one host, which know each other's load."""
-    listeners = [bind_tcp("internal", LOOPBACK) for _ in range(processes)]
-    addresses = tuple(map(bound_address, listeners))
-    fd = create_board_fd(processes)
-    async with AsyncExitStack() as stack:
-        stack.callback(os.close, fd)
-        served = []
-        for own, listener in enumerate(listeners):
-            board = LoadBoard(fd, own)
-            stack.callback(board.close)
-            siblings = Siblings(board, addresses)
-            served.append(
-                await stack.enter_async_context(
-                    serving(listener=listener, siblings=siblings, max_sessions=max_sessions)
-                )
-            )
-        yield served

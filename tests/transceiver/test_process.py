@@ -23,7 +23,7 @@ from tests.transceiver.checks import VIP
 from tests.transceiver.offers import VOICE
 from tests.transceiver.processes import CLUSTER_ID, KEYS, LOOPBACK
 from tests.transceiver.whip import SDP
-from transceiver.load_board import create_board_fd
+from transceiver.load_board import LoadBoard, create_board_fd
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.resources import INTERNAL_HEADER
 from wire.address import Address
@@ -41,7 +41,10 @@ class RunningTransceiver:
             bind_tcp("http", LOOPBACK),
         )
         self.http, self.internal = bound_address(http), bound_address(internal)
-        load_fd = create_board_fd(1)
+        load_fd = create_board_fd()
+        self.board = LoadBoard(load_fd)
+        self.board.open(0, self.internal.port)
+        self.board.admit(0, True)
         settings = TransceiverSettings(
             keys=KEYS,
             cluster_id=CLUSTER_ID,
@@ -57,7 +60,6 @@ class RunningTransceiver:
             tls_cert="",
             tls_key="",
             index=0,
-            siblings_http=(self.internal,),
             load_fd=load_fd,
             udp_fd=udp.fileno(),
             http_fd=http.fileno(),
@@ -96,13 +98,19 @@ class RunningTransceiver:
         self.process.kill()
         self.process.wait()
         self._sock.close()
+        self.board.close()
 
 
 def asked(
-    method: str, address: Address, path: str, body: str = "", headers: dict[str, str] | None = None
+    method: str,
+    address: Address,
+    path: str,
+    body: str = "",
+    headers: dict[str, str] | None = None,
+    timeout_s: float = 5,
 ) -> Any:
     request = urllib.request.Request(f"http://{address}{path}", body.encode(), headers or {}, method=method)
-    return urllib.request.urlopen(request, timeout=5)
+    return urllib.request.urlopen(request, timeout=timeout_s)
 
 
 def is_listening(address: Address) -> bool:
@@ -160,11 +168,31 @@ def test_sigterm_ends_also_one_whose_supervisor_is_gone(transceiver: RunningTran
 
 def test_draining_transceiver_keeps_its_call_and_takes_no_other(transceiver: RunningTransceiver) -> None:
     transceiver.call()
-    assert transceiver.channel.request("drain") == 1
+    transceiver.board.admit(0, False)
+    assert transceiver.board.load(0).sessions == 1
     with pytest.raises(HTTPError) as refused:
         transceiver.call()
     with closing(refused.value):
         assert refused.value.code == 503
+
+
+def test_offer_that_waited_in_a_process_that_hung_makes_no_call(transceiver: RunningTransceiver) -> None:
+    """Its sender has given it to another meanwhile."""
+    os.kill(transceiver.process.pid, signal.SIGSTOP)
+    with pytest.raises(TimeoutError):
+        asked("POST", transceiver.internal, "/whip", VOICE, SDP | SIBLING, timeout_s=0.2)
+    wait_until(lambda: transceiver.board.is_hung(0), "the board tells that it hangs")
+    os.kill(transceiver.process.pid, signal.SIGCONT)
+    wait_until(lambda: not transceiver.board.is_hung(0), "it tells of itself again")
+    wait_until(lambda: transceiver.channel.request("status")["ended"] == {"hung up": 1}, "the call is ended")
+    assert transceiver.board.load(0).sessions == 0
+
+
+def test_drained_calls_are_ended_with_that_reason(transceiver: RunningTransceiver) -> None:
+    transceiver.call()
+    transceiver.channel.request("end_sessions", reason="drained")
+    status = transceiver.channel.request("status")
+    assert (status["sessions"], status["ended"]) == (0, {"drained": 1})
 
 
 def test_no_thread_has_a_capability(transceiver: RunningTransceiver) -> None:

@@ -1,9 +1,13 @@
 """Processes that work as one: session resources and new sessions pass between them over real HTTP."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from tests.transceiver.offers import VOICE, without
 from tests.transceiver.processes import KEYS, Process, serving, serving_siblings
@@ -20,6 +24,7 @@ from tests.transceiver.whip import (
 )
 from transceiver.offer import MAX_SDP_BYTES
 from transceiver.signaling import resources
+from transceiver.signaling.elsewhere import Transceiver
 from transceiver.signaling.resources import INTERNAL_HEADER
 from wire.keys import FleetKey, KeyRing
 from wire.session_token import SessionToken, seal_token
@@ -85,20 +90,40 @@ async def test_session_of_a_process_that_was_restarted_is_404(process: Process, 
     assert (await patched(other.public, location, etag)).status == 404
 
 
+@asynccontextmanager
+async def silent_listener() -> AsyncIterator[int]:
+    """The port of one that takes connections and says nothing."""
+    connections: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: connections.append(writer), "127.0.0.1", 0)
+    async with silent:
+        yield silent.sockets[0].getsockname()[1]
+        for writer in connections:
+            writer.close()
+            await writer.wait_closed()
+
+
+@asynccontextmanager
+async def refusing_listener(status: int) -> AsyncIterator[int]:
+    """The port of one that answers every POST so."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    app = web.Application()
+    app.router.add_post("/whip", refuse)
+    async with TestServer(app) as server:
+        assert server.port is not None
+        yield server.port
+
+
 async def test_session_of_a_process_that_hangs_is_504_and_not_called_over(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resources, "_PASS_ON_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
-    connections: list[asyncio.StreamWriter] = []
-    silent = await asyncio.start_server(lambda reader, writer: connections.append(writer), "127.0.0.1", 0)
-    async with silent:
-        port = silent.sockets[0].getsockname()[1]
+    async with silent_listener() as port:
         owner = process.address._replace(port=port)
         location = f"/whip/sessions/{seal_token(KEYS, SessionToken(owner, bytes(8)))}"
         assert (await process.public.delete(location)).status == 504
-        for writer in connections:
-            writer.close()
-            await writer.wait_closed()
 
 
 @pytest.mark.parametrize(
@@ -228,3 +253,114 @@ async def test_full_processes_answer_503() -> None:
         statuses = [(await posted(first.public)).status for _ in range(4)]
         assert statuses == [201, 201, 503, 503]
         assert (len(first.hub), len(second.hub)) == (1, 1)
+
+
+# who drains, hangs or is gone gets none
+
+
+def hang(process: Process) -> None:
+    """As SIGSTOP for long: nothing is told any more. Its listener goes on, so that an offer to it would be seen."""
+    process.publishing.cancel()
+    process.board._cells[5, process.board.own] -= 2000
+
+
+async def test_process_that_hangs_gets_no_offer() -> None:
+    async with serving_siblings(2) as (first, second):
+        hang(second)
+        assert [(await posted(first.public)).status for _ in range(3)] == [201, 201, 201]
+        assert (len(first.hub), len(second.hub)) == (3, 0)
+
+
+async def test_offer_to_a_process_that_has_just_hung_goes_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resources, "_CREATE_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
+    async with serving_siblings(3) as (first, second, third), silent_listener() as port:
+        first.supervisor.admit(first.board.own, False)
+        first.supervisor.open(second.board.own, port)
+        assert (await posted(first.public)).status == 201
+        assert (len(first.hub), len(second.hub), len(third.hub)) == (0, 0, 1)
+        third.supervisor.admit(third.board.own, False)
+        response = await posted(first.public)
+        assert (response.status, response.headers["Retry-After"]) == (503, "5")
+
+
+@pytest.mark.parametrize("status", [403, 404, 500, 503])
+async def test_trouble_of_a_sibling_is_not_passed_back(status: int) -> None:
+    async with serving_siblings(2) as (first, second), refusing_listener(status) as port:
+        await call_on(first)
+        first.supervisor.open(second.board.own, port)
+        assert (await posted(first.public)).status == 201
+        assert len(first.hub) == 2
+
+
+async def test_health_is_that_of_the_host() -> None:
+    async with serving_siblings(2, max_sessions=1) as (first, second):
+        first.hub.draining = True
+        assert (await first.public.get("/healthz")).status == 200
+        await call_on(first)
+        assert (await posted(first.public)).status == 503
+        assert (await first.public.get("/healthz")).status == 200, "full is no reason to take a host out"
+        hang(second)
+        assert (await first.public.get("/healthz")).status == 503
+
+
+# transceivers of other hosts
+
+
+def knows(process: Process, *others: Process | int) -> None:
+    """Tell a process of transceivers of other hosts, or of mere ports, the least loaded first."""
+    addresses = [
+        other.internal_http if isinstance(other, Process) else process.internal_http._replace(port=other)
+        for other in others
+    ]
+    process.elsewhere.update([Transceiver(address, n, 100) for n, address in enumerate(addresses)])
+
+
+async def test_other_host_takes_what_this_one_does_not(process: Process, other: Process) -> None:
+    knows(process, other)
+    await call_on(process)
+    assert (len(process.hub), len(other.hub)) == (1, 0)
+    process.hub.draining = True
+    location, etag = await call_on(process)
+    assert (len(process.hub), len(other.hub)) == (1, 1)
+    assert (await patched(process.public, location, etag)).status == 204
+    assert (await process.public.delete(location)).status == 200
+    assert len(other.hub) == 0
+
+
+async def test_other_host_passes_nothing_on(process: Process, other: Process) -> None:
+    knows(process, other)
+    knows(other, process)
+    process.hub.draining = other.hub.draining = True
+    assert (await posted(process.public)).status == 503
+
+
+async def test_trouble_of_other_hosts_leads_to_the_next_and_the_fourth_is_not_tried(
+    process: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "_CREATE_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
+    process.hub.draining = True
+    async with (
+        silent_listener() as silent,
+        refusing_listener(500) as broken,
+        refusing_listener(403) as stranger,
+    ):
+        knows(process, silent, broken, other)
+        assert (await posted(process.public)).status == 201
+        knows(process, 1, stranger, other)
+        assert (await posted(process.public)).status == 201
+        assert len(other.hub) == 2
+        process.elsewhere._failed_until.clear()
+        knows(process, silent, broken, 1, other)
+        assert (await posted(process.public)).status == 503
+        knows(process, silent, broken, 1, other)
+        assert (await posted(process.public)).status == 201, "those that failed are left alone"
+
+
+async def test_bad_offer_is_refused_as_here(process: Process, other: Process) -> None:
+    here = await posted(process.public, without(VOICE, "a=fingerprint"))
+    process.hub.draining = True
+    knows(process, other)
+    there = await posted(process.public, without(VOICE, "a=fingerprint"))
+    assert (there.status, await there.text()) == (here.status, await here.text())

@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from transceiver.hub import Hub
+from transceiver.load_board import LoadBoard
 from transceiver.offer import MAX_SDP_BYTES
+from transceiver.signaling.elsewhere import Elsewhere
 from transceiver.signaling.errors import SignalingError
 from transceiver.signaling.limits import RateLimit
 from transceiver.signaling.resources import (
@@ -22,7 +24,6 @@ from transceiver.signaling.resources import (
     SDP_FRAGMENT,
     Answer,
     SessionResources,
-    Siblings,
 )
 from transceiver.signaling.websocket import serve_websocket
 from wire.keys import KeyRing
@@ -57,14 +58,19 @@ class Signaling:
     """Handlers of both applications."""
 
     def __init__(
-        self, hub: Hub, keys: KeyRing, settings: SignalingSettings, siblings: Siblings | None = None
+        self,
+        hub: Hub,
+        keys: KeyRing,
+        settings: SignalingSettings,
+        board: LoadBoard,
+        elsewhere: Elsewhere,
     ) -> None:
-        self._hub = hub
+        self._board = board
         self._keys = keys
         self._settings = settings
         self._limit = RateLimit(per_s=settings.requests_per_s, burst=settings.request_burst)
         self._failures = RateLimit(per_s=settings.requests_per_s, burst=settings.request_burst)
-        self._resources = SessionResources(hub, keys, siblings)
+        self._resources = SessionResources(hub, keys, board, elsewhere)
 
     def public_app(self) -> web.Application:
         """What clients reach: WHIP, WebSocket, page, health."""
@@ -101,7 +107,8 @@ class Signaling:
         return web.FileResponse(Path(str(files("transceiver") / "page" / "index.html")))
 
     async def _health(self, request: web.Request) -> web.Response:
-        if self._hub.draining:
+        # Of the host, not of the process that happens to answer: a load balancer would take all of them away.
+        if not self._board.takes_sessions:
             return web.Response(status=503, text="draining\n")
         return web.Response(text="ok\n")
 
@@ -109,7 +116,11 @@ class Signaling:
         return self._created(*await self._resources.create(await _read_text(request, SDP)))
 
     async def _create_here(self, request: web.Request) -> web.Response:
-        return self._created(*await self._resources.create_here(await _read_text(request, SDP)))
+        token, answer = await self._resources.create_here(await _read_text(request, SDP))
+        if request.transport is None or request.transport.is_closing():
+            # We hung for so long that the offer was given to another; this call would hold a place for nobody.
+            await self._resources.delete(token)
+        return self._created(token, answer)
 
     def _created(self, token: str, answer: Answer) -> web.Response:
         response = _response(answer)

@@ -1,9 +1,12 @@
 """Session resources (RFC 9725 section 4): create, change and delete, wherever the session lives.
 
 A resource is named by a token that only the fleet can read. Any process takes a request; one for a session of another
-process is passed on to its owner over the internal HTTP listener.
+process, of this host or another, is passed on to its owner over the internal HTTP listener. An offer goes to one process
+after the other until one takes it.
 """
 
+import contextlib
+import time
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -14,6 +17,7 @@ from transceiver.load_board import LoadBoard
 from transceiver.offer import MAX_SDP_BYTES, OfferError, check_credentials, parse_fragment_untrusted
 from transceiver.peer import vip_candidates
 from transceiver.session import Session
+from transceiver.signaling.elsewhere import Elsewhere
 from transceiver.signaling.errors import SignalingError
 from wire.address import Address
 from wire.errors import WireError
@@ -26,6 +30,12 @@ INTERNAL_HEADER = "X-Relayctl-Internal"
 _RETRY_AFTER_S = 5
 _PASSED_BACK = ("ETag", "Location", "Retry-After")
 _PASS_ON_TIMEOUT = aiohttp.ClientTimeout(total=5)
+# An offer may go to another, a request for a session may not. Within this time a process that hangs is found out.
+_CREATE_TIMEOUT = aiohttp.ClientTimeout(total=2)
+_MAX_TRIED_ELSEWHERE = 3
+# What any process would say of it; all else is the process's own trouble.
+_FAULTS_OF_THE_OFFER = (400, 413, 415, 422)
+_SAID_OF_A_SESSION = {"Location", "ETag"}
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,11 @@ class Answer:
 class SessionResources:
     """The operations behind both signaling protocols. All raise SignalingError."""
 
-    def __init__(self, hub: Hub, keys: KeyRing, siblings: "Siblings | None" = None) -> None:
+    def __init__(self, hub: Hub, keys: KeyRing, board: LoadBoard, elsewhere: Elsewhere) -> None:
         self._hub = hub
         self._keys = keys
-        self._siblings = siblings
+        self._board = board
+        self._elsewhere = elsewhere
         self._http: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -53,32 +64,77 @@ class SessionResources:
             await self._http.close()
 
     async def create(self, offer: str) -> tuple[str, Answer]:
-        """POST: (token, 201 with the SDP answer), made by the least loaded process of this host."""
-        if self._siblings is not None:
-            with self._siblings.board.less_loaded() as process:
-                if process is not None:
-                    made = await self._create_at(self._siblings.internal_http[process], offer)
-                    if made is not None:
-                        return made
-        return await self.create_here(offer)
+        """POST: (token, 201 with the SDP answer), made by the least loaded process of this host that takes it; by another
+        host's where none does.
+        """
+        made = await self._create_on_this_host(offer) or await self._create_elsewhere(offer)
+        if made is None:
+            raise SignalingError(
+                503,
+                "no transceiver takes a call now: all are full or draining; try again",
+                {"Retry-After": str(_RETRY_AFTER_S)},
+            )
+        return made
 
-    async def _create_at(self, sibling: Address, offer: str) -> tuple[str, Answer] | None:
-        """POST, by another process; None if it is not there or takes no more."""
-        answer = await self._pass_on(sibling, "POST", "/whip", offer, {"Content-Type": SDP})
-        if answer is None or answer.status == 503:
+    async def _create_on_this_host(self, offer: str) -> tuple[str, Answer] | None:
+        tried: list[int] = []
+        # Asked anew each time: one that made us wait may hang, and have been found out meanwhile.
+        while (process := self._board.best(tried)) is not None:
+            tried.append(process)
+            if process == self._board.own:
+                with contextlib.suppress(HubFullError):
+                    return await self._create_here(offer)
+                continue
+            with self._board.passing_to(process) as port:
+                made = await self._create_at(self._hub.settings.internal_http._replace(port=port), offer)
+            if made is not None:
+                return made
+        return None
+
+    async def _create_elsewhere(self, offer: str) -> tuple[str, Answer] | None:
+        tried: list[Address] = []
+        while len(tried) < _MAX_TRIED_ELSEWHERE:
+            transceiver = self._elsewhere.best(time.monotonic(), tried)
+            if transceiver is None:
+                break
+            tried.append(transceiver)
+            made = await self._create_at(transceiver, offer)
+            if made is not None:
+                self._elsewhere.note_given(transceiver)
+                return made
+            self._elsewhere.note_failed(transceiver, time.monotonic())
+        return None
+
+    async def _create_at(self, transceiver: Address, offer: str) -> tuple[str, Answer] | None:
+        """POST, by another process; None if it is not there, hangs, or takes no more."""
+        try:
+            answer = await self._pass_on(
+                transceiver, "POST", "/whip", offer, {"Content-Type": SDP}, _CREATE_TIMEOUT
+            )
+        except SignalingError as error:
+            if error.status in _FAULTS_OF_THE_OFFER:
+                raise
             return None
-        if answer.status != 201:
+        if answer is None:
+            return None
+        if answer.status in _FAULTS_OF_THE_OFFER:
             raise SignalingError(answer.status, answer.body.strip())
+        if answer.status != 201 or not _SAID_OF_A_SESSION.issubset(answer.headers):
+            return None
         return answer.headers.pop("Location").rpartition("/")[2], answer
 
     async def create_here(self, offer: str) -> tuple[str, Answer]:
         """POST, by this process."""
         try:
+            return await self._create_here(offer)
+        except HubFullError as error:
+            raise SignalingError(503, f"{error}; try again", {"Retry-After": str(_RETRY_AFTER_S)}) from None
+
+    async def _create_here(self, offer: str) -> tuple[str, Answer]:
+        try:
             session, sdp = await self._hub.create(offer)
         except OfferError as error:
             raise SignalingError(error.status, str(error)) from None
-        except HubFullError as error:
-            raise SignalingError(503, f"{error}; try again", {"Retry-After": str(_RETRY_AFTER_S)}) from None
         return seal_token(self._keys, self._hub.token(session)), Answer(201, sdp, SDP, _etag(session))
 
     async def change(self, token: str, if_match: str | None, fragment: str) -> Answer:
@@ -147,22 +203,28 @@ class SessionResources:
         headers = {"Content-Type": SDP_FRAGMENT}
         if if_match is not None:
             headers["If-Match"] = if_match
-        answer = await self._pass_on(named.owner, method, f"/whip/sessions/{token}", body, headers)
+        answer = await self._pass_on(
+            named.owner, method, f"/whip/sessions/{token}", body, headers, _PASS_ON_TIMEOUT
+        )
         if answer is None:
             raise SignalingError(404, "no such session; the transceiver that owned it is gone")
         return answer
 
     async def _pass_on(
-        self, owner: Address, method: str, path: str, body: str | None, headers: dict[str, str]
+        self,
+        owner: Address,
+        method: str,
+        path: str,
+        body: str | None,
+        headers: dict[str, str],
+        patience: aiohttp.ClientTimeout,
     ) -> Answer | None:
         """The answer of another process, or None if it is not there. Raises SignalingError if it does not answer."""
         if self._http is None:
-            self._http = aiohttp.ClientSession(
-                timeout=_PASS_ON_TIMEOUT, headers={INTERNAL_HEADER: self._keys.sealing.internal_http}
-            )
+            self._http = aiohttp.ClientSession(headers={INTERNAL_HEADER: self._keys.sealing.internal_http})
         try:
             async with self._http.request(
-                method, f"http://{owner}{path}", data=body, headers=headers
+                method, f"http://{owner}{path}", data=body, headers=headers, timeout=patience
             ) as response:
                 kept = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
                 return Answer(response.status, await response.text(), response.content_type, kept)
@@ -176,14 +238,6 @@ class SessionResources:
                 "the transceiver of this session does not answer; try again",
                 {"Retry-After": str(_RETRY_AFTER_S)},
             ) from None
-
-
-@dataclass(frozen=True)
-class Siblings:
-    """The transceiver processes of this host: their load, and where each takes what is passed on to it."""
-
-    board: LoadBoard
-    internal_http: tuple[Address, ...]
 
 
 def _etag(session: Session) -> dict[str, str]:

@@ -1,0 +1,86 @@
+"""Transceivers of other hosts: which leases are usable, and in which order they are tried."""
+
+from typing import Any
+
+import pytest
+
+from transceiver.signaling.elsewhere import MAX_TRANSCEIVERS, Elsewhere, Transceiver, usable
+from wire.address import Address
+
+LEASE = {
+    "internal_http": "10.0.1.7:4000",
+    "state": "ready",
+    "sessions": 3,
+    "max_sessions": 10,
+    "expires_s": 4.0,
+    "name": "transceiver-0",
+}
+
+
+def lease(**changes: Any) -> dict[str, Any]:
+    return {**LEASE, **changes}
+
+
+def at(port: int) -> Address:
+    return Address.parse(f"10.0.1.7:{port}")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "draining"},
+        {"state": "hung"},
+        {"sessions": 10},
+        {"sessions": -1},
+        {"expires_s": 0},
+        {"internal_http": "elsewhere"},
+        {"internal_http": None},
+        {"max_sessions": "many"},
+        {"sessions": None},
+        {"expires_s": None},
+        {"state": None},
+    ],
+    ids=str,
+)
+def test_lease_that_cannot_take_a_session_is_left_out(changes: dict[str, Any]) -> None:
+    assert usable([lease()]) == [Transceiver(at(4000), 3, 10)]
+    assert usable([lease(**changes)]) == []
+    assert usable([{key: value for key, value in LEASE.items() if key not in changes}]) == []
+
+
+def test_least_loaded_come_first_and_only_so_many() -> None:
+    leases = [
+        lease(internal_http=str(at(4000 + load)), sessions=load, max_sessions=100) for load in range(99)
+    ]
+    found = usable(reversed(leases))
+    assert [t.internal_http for t in found] == [at(4000 + load) for load in range(MAX_TRANSCEIVERS)]
+
+
+def test_they_cross_the_channel() -> None:
+    transceiver = Transceiver(Address.parse("[2001:db8::1]:9"), 1, 2)
+    assert Transceiver.from_message(transceiver.to_message()) == transceiver
+
+
+def test_sessions_that_were_given_count_until_the_next_word() -> None:
+    elsewhere = Elsewhere()
+    assert elsewhere.best(0.0) is None
+    two = [Transceiver(at(1), 0, 4), Transceiver(at(2), 2, 4)]
+    elsewhere.update(two)
+    given = []
+    while (best := elsewhere.best(0.0)) is not None:
+        given.append(best.port)
+        elsewhere.note_given(best)
+    assert given == [1, 1, 1, 2, 1, 2]
+    elsewhere.update(two)
+    assert elsewhere.best(0.0) == at(1)
+
+
+def test_one_that_failed_is_left_alone_for_a_while_whatever_its_lease_says() -> None:
+    elsewhere = Elsewhere()
+    two = [Transceiver(at(1), 0, 4), Transceiver(at(2), 2, 4)]
+    elsewhere.update(two)
+    elsewhere.note_failed(at(1), 0.0)
+    elsewhere.update(two)
+    assert elsewhere.best(4.9) == at(2)
+    assert elsewhere.best(4.9, tried=[at(2)]) is None
+    assert elsewhere.best(5.1) == at(1)

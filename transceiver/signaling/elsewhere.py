@@ -1,0 +1,84 @@
+"""Transceivers of other hosts that may take a session when none of this host does. Pure: ``now`` is monotonic seconds.
+
+What is known of them is as old as their leases, so each session that one was given counts until the next word, and one
+that failed is left alone for a while.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wire.address import Address
+
+MAX_TRANSCEIVERS = 16
+_FAILED_FOR_S = 5.0
+
+
+@dataclass(frozen=True)
+class Transceiver:
+    """One of them, as its lease tells."""
+
+    internal_http: Address
+    sessions: int
+    max_sessions: int
+
+    def to_message(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**vars(self), "internal_http": str(self.internal_http)}
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> "Transceiver":
+        """The inverse of ``to_message``. Raises KeyError, TypeError or ValueError."""
+        return cls(
+            Address.parse(str(message["internal_http"])),
+            int(message["sessions"]),
+            int(message["max_sessions"]),
+        )
+
+
+def usable(leases: Iterable[Mapping[str, Any]]) -> list[Transceiver]:
+    """Those of other hosts' leases that take sessions, the least loaded first, a bounded number."""
+    found = []
+    for lease in leases:
+        try:
+            transceiver = Transceiver.from_message(lease)
+            is_usable = lease["state"] == "ready" and lease["expires_s"] > 0
+        except (KeyError, TypeError, ValueError):  # another version's
+            continue
+        if is_usable and 0 <= transceiver.sessions < transceiver.max_sessions:
+            found.append(transceiver)
+    return sorted(found, key=lambda t: t.sessions / t.max_sessions)[:MAX_TRANSCEIVERS]
+
+
+class Elsewhere:
+    """What a process knows of them."""
+
+    def __init__(self) -> None:
+        self._transceivers: list[Transceiver] = []
+        self._given: Counter[Address] = Counter()
+        self._failed_until: dict[Address, float] = {}
+
+    def update(self, transceivers: list[Transceiver]) -> None:
+        """The word that is true now."""
+        self._transceivers = transceivers
+        self._given.clear()
+
+    def best(self, now: float, tried: Collection[Address] = ()) -> Address | None:
+        """The least loaded one that is not among ``tried``; None if there is none."""
+        self._failed_until = {address: until for address, until in self._failed_until.items() if until > now}
+        loads = {
+            t.internal_http: (t.sessions + self._given[t.internal_http]) / t.max_sessions
+            for t in self._transceivers
+            if t.internal_http not in tried and t.internal_http not in self._failed_until
+        }
+        best = min(loads, key=lambda address: loads[address], default=None)
+        return best if best is not None and loads[best] < 1 else None
+
+    def note_given(self, address: Address) -> None:
+        """It took a session."""
+        self._given[address] += 1
+
+    def note_failed(self, address: Address, now: float) -> None:
+        """It did not, for whatever reason."""
+        self._failed_until[address] = now + _FAILED_FOR_S
