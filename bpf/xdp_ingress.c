@@ -167,7 +167,8 @@ static __always_inline enum verdict receive_from_fleet(struct datagram *datagram
 		return DROP_SPP_SOURCE;
 	if (datagram->payload_length > MAX_DATAGRAM_BYTES + SPP_HEADER_BYTES)
 		return DROP_OVERSIZE;
-	if (datagram->payload_length <= SPP_HEADER_BYTES || (void *)(spp + 1) > end ||
+	/* Nothing behind the header: a transceiver's word on a flow, for a worker to judge. */
+	if (datagram->payload_length < SPP_HEADER_BYTES || (void *)(spp + 1) > end ||
 	    spp->magic != htons(SPP_MAGIC))
 		return DROP_SPP_MALFORMED;
 	__builtin_memcpy(client->host, spp->client, 16);

@@ -15,7 +15,8 @@ class WorkerSettings:
 
     slot: the worker's place. public_fds: in the order of the policy's VIPs. check_fds: likewise, for what is no media; empty on
     the kernel's data path. counters_page: of the file or map of counters. gather_us, busy_poll_us: see relay.config.
-    kernel_maps: maps of the kernel's data path by name, empty without it.
+    kernel_maps: maps of the kernel's data path by name, empty without it. line_fd: to the agent of the fleet's cache, -1 without one.
+    refresh_s: how often the cache is told of each living flow.
     """
 
     policy: RelayPolicy
@@ -29,6 +30,8 @@ class WorkerSettings:
     kernel_maps: dict[str, int]
     gather_us: int
     busy_poll_us: int
+    line_fd: int = -1
+    refresh_s: float = 60.0
 
     def to_message(self) -> dict[str, Any]:
         """The JSON form; it holds secrets and goes over a private socket only."""
@@ -44,6 +47,8 @@ class WorkerSettings:
             "kernel_maps": self.kernel_maps,
             "gather_us": self.gather_us,
             "busy_poll_us": self.busy_poll_us,
+            "line_fd": self.line_fd,
+            "refresh_s": self.refresh_s,
         }
 
     @classmethod
@@ -61,6 +66,8 @@ class WorkerSettings:
             kernel_maps=message["kernel_maps"],
             gather_us=message["gather_us"],
             busy_poll_us=message["busy_poll_us"],
+            line_fd=message["line_fd"],
+            refresh_s=message["refresh_s"],
         )
 
 

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from host.errors import ConfigError
@@ -22,7 +22,8 @@ class WorkerSlot:
     """One worker's.
 
     public: one a VIP. checks: beside each of them one for what is no media (relay/dataplane/split.py); none where the kernel
-    steers. flows: what its successor goes on with, where the kernel does not keep them.
+    steers. flows: what its successor goes on with, where the kernel does not keep them. line_fd: to the agent of the fleet's cache,
+    which keeps it; -1 without one.
     """
 
     index: int
@@ -34,6 +35,7 @@ class WorkerSlot:
     counters_fd: int
     counters_page: int
     kernel_maps: dict[str, int] = field(default_factory=dict)
+    line_fd: int = -1
 
     def __post_init__(self) -> None:
         self.counters = WorkerCounters(self.counters_fd, self.counters_page)
@@ -46,7 +48,13 @@ class WorkerSlot:
     @property
     def fds(self) -> tuple[int, ...]:
         """What the worker inherits."""
-        return (*(sock.fileno() for sock in self.sockets), self.counters_fd, *self.kernel_maps.values())
+        line = (self.line_fd,) if self.line_fd >= 0 else ()
+        return (
+            *(sock.fileno() for sock in self.sockets),
+            self.counters_fd,
+            *self.kernel_maps.values(),
+            *line,
+        )
 
     def close_sockets(self) -> None:
         """Leave the sockets to the worker alone: they are gone with it."""
@@ -62,11 +70,20 @@ class WorkerSlot:
 
 
 class SlotMaker:
-    """Makes slots of one relay: with a fleet port each, or, where the kernel steers, one that all share."""
+    """Makes slots of one relay: with a fleet port each, or, where the kernel steers, one that all share.
 
-    def __init__(self, config: RelayConfig, kernel: KernelDataPath | None) -> None:
+    line_fd: of the line that belongs to a slot.
+    """
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        kernel: KernelDataPath | None,
+        line_fd: Callable[[int], int] = lambda index: -1,
+    ) -> None:
         self._config = config
         self._kernel = kernel
+        self._line_fd = line_fd
         self._cores = sorted(os.sched_getaffinity(0))
         # The port that the first slot was given, for the others.
         self._shared_fleet: list[Address] = (
@@ -105,6 +122,7 @@ class SlotMaker:
                 counters_fd=self._kernel.counters_fd if self._kernel else create_counters_fd(),
                 counters_page=index if self._kernel else 0,
                 kernel_maps=self._kernel.worker_map_fds if self._kernel else {},
+                line_fd=self._line_fd(index),
             )
         except BaseException:
             for sock in (*public, *checks, *fleet):

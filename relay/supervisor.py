@@ -8,11 +8,11 @@ maps that every worker reads; else each worker tells of its assured flows, and i
 import asyncio
 import contextlib
 import logging
-import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
+from fleet.line import RelayLine
 from fleet.service import FleetService
 from host.channel import Channel, ChannelError
 from host.errors import ConfigError
@@ -22,26 +22,26 @@ from host.sockets import bound_address
 from host.supervisor import AdminMethod, ProcessGroup
 from relay.config import MAX_WORKERS, RelayConfig
 from relay.core.policy import AddressRules
-from relay.core.verdict import FlowEvent
-from relay.dataplane.bpf.next_hops import NextHops
+from relay.core.verdict import FlowEvent, Verdict
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.choice import choose_data_path
-from relay.dataplane.kernel import KernelDataPath
 from relay.dataplane.split import Split
+from relay.dataplane.sweep import Sweep
+from relay.flow_sharing import in_messages, share_flows
 from relay.settings import WorkerSettings
 from relay.slots import SlotMaker, WorkerSlot
+from relay.sweeper import Sweeper
 from wire.address import Address
 from wire.admin import Message
+from wire.errors import WireError
 from wire.flow_record import FlowRecord
 from wire.keys import KeyRing
 
 logger = logging.getLogger(__name__)
 
 _MODULE = "relay.worker"
-_FLOWS_A_MESSAGE = 500
-_SWEEP_INTERVAL_S = 1.0
-# A sweep takes about 1 µs a flow; between two of them is this many times as long.
-_SWEEP_PAUSE_FACTOR = 20
+# A flow of the cache is told this often while it may live without.
+_ROUNDS_A_TTL = 3
 # A packet that the kernel gave a socket just before its slot was emptied arrives within this.
 _SETTLE_S = 0.05
 
@@ -74,13 +74,15 @@ class RelayService:
         self._is_serving = False
         # What the supervisor does beside, for the kernel's data path.
         self._chores: list[asyncio.Task[None]] = []
-        self._kernel_flows = {"flows": 0, "assured_flows": 0}
-        self._expired = 0
+        self._sweeper: Sweeper | None = None
+        self._state = "running"
         self._scaling = asyncio.Lock()
         left_behind = {entry.pid for entry in registry.left_behind if entry.module == _MODULE}
         self._kernel, self.reason = choose_data_path(config, pins, is_served=bool(left_behind))
         try:
-            self._maker = SlotMaker(config, self._kernel)
+            self._maker = SlotMaker(
+                config, self._kernel, fleet.worker_line_fd if fleet is not None else lambda index: -1
+            )
             self._maker.check_free(left_behind if self._kernel else set())
             for index in range(config.workers):
                 self._slots.append(self._maker.make(index))
@@ -94,6 +96,9 @@ class RelayService:
         except BaseException:
             self.close()
             raise
+        self._refresh_s = fleet.flow_ttl_s / _ROUNDS_A_TTL if fleet is not None else 0.0
+        if fleet is not None:
+            fleet.announce(self._presence)
 
     @property
     def data_path(self) -> str:
@@ -107,13 +112,16 @@ class RelayService:
     async def take_over(self) -> None:
         """Steer packets to the workers, then end those that an earlier supervisor left behind."""
         self._is_serving = True
+        if self._line is not None:
+            asyncio.get_running_loop().add_reader(self._line.fileno(), self._hear_agent)
         if self._kernel is None:
             return
         slots = [(slot.index, slot.sockets) for slot in self._slots]
         next_hops = self._kernel.begin(self._policy, self._fleet_addresses(), slots)
         self._kernel.use_cores(slot.core for slot in self._slots)
+        self._sweeper = Sweeper(self._new_sweep, self._want, next_hops, self._line, self._refresh_s)
         self._chores = [
-            asyncio.create_task(self._sweep(self._kernel, next_hops), name="the sweep of flows"),
+            asyncio.create_task(self._sweeper.run(), name="the sweep of flows"),
             asyncio.create_task(next_hops.run(), name="following the ways to transceivers"),
         ]
         for chore in self._chores:
@@ -141,7 +149,7 @@ class RelayService:
                     "slot": slot.index,
                     **process.describe(),
                     "fleet": [str(bound_address(sock)) for sock in slot.fleet],
-                    "packets": sum(slot.counters.verdicts().values()),
+                    "packets": _packets(slot.counters.verdicts()),
                     **own_gauges,
                 }
             )
@@ -153,10 +161,12 @@ class RelayService:
         events.update(self._departed_events)
         xdp = self._kernel.counts() if self._kernel else {}
         verdicts.update(xdp)
-        events[FlowEvent.FLOW_EXPIRED.label] += self._expired
         if self._kernel is not None:
             gauges.update(self._kernel.forwarded_bytes())
-            gauges |= self._kernel_flows
+        if self._sweeper is not None:
+            events[FlowEvent.FLOW_EXPIRED.label] += self._sweeper.expired
+            events[FlowEvent.FLOW_UNTOLD.label] += self._sweeper.untold
+            gauges |= self._sweeper.gauges
         return {
             "dataplane": self.data_path,
             "reason": self.reason,
@@ -171,6 +181,9 @@ class RelayService:
 
     async def drain(self, processes: ProcessGroup, timeout_s: float) -> None:
         """Nothing to wait for: workers empty their sockets when they are stopped. Neighbours are the kernel's alone again."""
+        self._state = "draining"
+        if self._line is not None:
+            asyncio.get_running_loop().remove_reader(self._line.fileno())
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
@@ -229,7 +242,7 @@ class RelayService:
         if not indexes:
             return
         # Before there is a new socket: without a program the kernel's own choice is another from then on.
-        records = await self._share_flows(processes)
+        records = await share_flows(processes, self._slots, self._split)
         added: list[WorkerSlot] = []
         try:
             for index in indexes:
@@ -280,62 +293,58 @@ class RelayService:
     ) -> None:
         """Where the kernel does not steer: lead clients to so many workers, which know (but for those ``known``) all flows."""
         processes, known = list(processes), set(known)
-        known.update(await self._share_flows(processes, known))
+        known.update(await share_flows(processes, self._slots, self._split, known))
         self._split.lead(self._slots[0].public, workers)
         # What turned assured at its old worker meanwhile, and packets on their way there.
         await asyncio.sleep(_SETTLE_S)
-        known.update(await self._share_flows(processes, known))
+        known.update(await share_flows(processes, self._slots, self._split, known))
         # A worker goes on with those that came to it, too, when it crashes; and who leaves takes its own along.
         for record in known:
             home = self._split.worker_of(record.client)
             for slot in self._slots[:workers] if home is None else (self._slots[home],):
                 slot.flows.learn(record)
 
-    async def _share_flows(
-        self, processes: Iterable[Process], known: Collection[FlowRecord] = ()
-    ) -> list[FlowRecord]:
-        """Tell every worker of all flows, where the kernel does not: with their number most clients get another.
+    def _new_sweep(self, tells: bool) -> Sweep:
+        assert self._kernel is not None  # who sweeps has one
+        return self._kernel.sweep(self._policy, told_s=self._refresh_s if tells else 0.0)
 
-        Those ``known`` are left out. Returns when the workers have heard it.
-        """
-        records = [record for record in self._known_flows() if record not in known]
-        if records:
-            await asyncio.gather(*(_tell_flows(process, records) for process in processes))
-        return records
-
-    def _known_flows(self) -> list[FlowRecord]:
-        """One a client and VIP: what its worker has told, or else another that had it before."""
-        flows: dict[tuple[Address, Address], FlowRecord] = {}
-        for slot in self._slots:
-            for record in slot.flows.records():
-                key = record.client, record.vip
-                if key not in flows or self._split.worker_of(record.client) == slot.index:
-                    flows[key] = record
-        return list(flows.values())
-
-    async def _sweep(self, kernel: KernelDataPath, next_hops: NextHops) -> None:
-        hosts: set[bytes] = set()
-        while True:
-            sweep, spent_s = kernel.sweep(self._policy), 0.0
-            steps, began = sweep.steps(), time.monotonic()
-            for _ in steps:
-                spent_s += time.monotonic() - began
-                await asyncio.sleep(0)
-                began = time.monotonic()
-            self._kernel_flows = {
-                "flows": sweep.assured + sweep.provisional,
-                "assured_flows": sweep.assured,
-            }
-            self._expired += sweep.expired
-            self._want(next_hops, sweep.hosts)
-            # One of a flow that was made while the sweep went on was not seen by it.
-            next_hops.forget_all_but(hosts | sweep.hosts)
-            hosts = sweep.hosts
-            await asyncio.sleep(max(_SWEEP_INTERVAL_S, spent_s * _SWEEP_PAUSE_FACTOR))
-
-    def _want(self, next_hops: NextHops, hosts: Iterable[bytes]) -> None:
+    def _want(self, hosts: Iterable[bytes]) -> None:
         """Have XDP forward to these hosts; not wherever a worker that was broken into would like."""
-        next_hops.want([host for host in hosts if self._rules.may_be_transceiver(host)])
+        if self._kernel is not None and self._kernel.next_hops is not None:
+            self._kernel.next_hops.want([host for host in hosts if self._rules.may_be_transceiver(host)])
+
+    @property
+    def _line(self) -> RelayLine | None:
+        """To the agent of the fleet's cache, of the supervisor's own."""
+        return self._fleet.line if self._fleet is not None else None
+
+    def _hear_agent(self) -> None:
+        """Nothing was asked on this line, so all there is to hear is that everything is to be told again."""
+        assert self._line is not None  # it is read
+        try:
+            _, again = self._line.receive()
+        except (WireError, ValueError):  # an agent that was broken into ends no supervisor
+            return
+        # Without XDP each worker is told by its own.
+        if again and self._sweeper is not None:
+            self._sweeper.tell_again()
+
+    async def _presence(self) -> dict[str, Any]:
+        """What other hosts are told of this relay."""
+        gauges = Counter[str]()
+        for slot in self._slots:
+            gauges.update(slot.counters.gauges())
+        flows = self._sweeper.gauges if self._sweeper is not None else gauges
+        return {
+            "relay": {
+                "dataplane": self.data_path,
+                "vips": [str(vip.address) for vip in self._config.vips],
+                "workers": len(self._slots),
+                "flows": flows["flows"],
+                "assured_flows": flows["assured_flows"],
+                "state": self._state,
+            }
+        }
 
     def _fleet_addresses(self) -> list[Address]:
         return [bound_address(sock) for sock in self._slots[0].fleet]
@@ -354,18 +363,19 @@ class RelayService:
                 kernel_maps=slot.kernel_maps,
                 gather_us=self._config.gather_us,
                 busy_poll_us=self._config.busy_poll_us,
+                line_fd=slot.line_fd,
+                refresh_s=self._refresh_s,
             ).to_message()
 
         async def hand_on_flows(channel: Channel) -> None:
-            for batch in _batches(slot.flows.records()):
+            for batch in in_messages(slot.flows.records()):
                 channel.send_event("adopt", flows=batch)
                 await channel.drain()
             channel.send_event("serve")
 
         def follow_flow(message: Message) -> None:
             if message["event"] == "transceiver":
-                if self._kernel is not None and self._kernel.next_hops is not None:
-                    self._want(self._kernel.next_hops, {bytes.fromhex(message["host"])})
+                self._want({bytes.fromhex(message["host"])})
                 return
             record = FlowRecord.from_json(message["flow"])
             if message["event"] == "flow_assured":
@@ -396,20 +406,11 @@ class RelayService:
         )
 
 
-async def _tell_flows(process: Process, records: list[FlowRecord]) -> None:
-    for batch in _batches(records):
-        await process.send("adopt", flows=batch)
-    # It answers in order. One that is being restarted does not, and is given the flows of its slot.
-    with contextlib.suppress(ChannelError):
-        await process.request("ping")
+def _packets(verdicts: dict[str, int]) -> int:
+    """Of a worker: what it held is counted once more when that goes on."""
+    return sum(verdicts.values()) - verdicts[Verdict.HOLD.label]
 
 
 def _tell_failure(chore: asyncio.Task[None]) -> None:
     if not chore.cancelled() and chore.exception() is not None:
         logger.error("%s ended: %s; `relayctl restart` begins it anew", chore.get_name(), chore.exception())
-
-
-def _batches(records: list[FlowRecord]) -> Iterable[list[dict[str, str]]]:
-    """In messages far below the longest line of a channel."""
-    flows = [record.to_json() for record in records]
-    return (flows[start : start + _FLOWS_A_MESSAGE] for start in range(0, len(flows), _FLOWS_A_MESSAGE))

@@ -20,6 +20,7 @@ from host.line_socket import LineSocket
 from host.log import configure_logging
 from host.privileges import drop_privileges
 from host.scheduling import take_short_turns
+from relay.cache import RefreshRounds, WorkerCache
 from relay.core.flow import Flow, FlowKey
 from relay.core.forwarding import FlowNotice, RelayCore
 from relay.core.verdict import FlowEvent
@@ -57,7 +58,13 @@ class Worker:
             KernelFlowStore(maps["flows"], maps["provisional"], settings.policy.vips) if maps else None
         )
         self._heart = Heart(maps["workers"], maps["heartbeat"], settings.slot) if maps else None
-        self._core = RelayCore(settings.policy, settings.keys, unix_s=_unix_s(), store=self._store)
+        self._core = RelayCore(
+            settings.policy,
+            settings.keys,
+            unix_s=_unix_s(),
+            store=self._store,
+            has_cache=settings.line_fd >= 0,
+        )
         self._counters = WorkerCounters(settings.counters_fd, settings.counters_page)
         public = [socket.socket(fileno=fd) for fd in settings.public_fds]
         fleet = [socket.socket(fileno=fd) for fd in settings.fleet_fds]
@@ -65,6 +72,7 @@ class Worker:
         self._path = UserspaceDataPath(self._core, self._counters, public, fleet, checks=checks)
         self._watch = Watch(self._path.sockets)
         self._watch.add(control)
+        self._cache = self._open_cache(settings)
         # A signal that arrives while the loop sleeps must wake it.
         self._wakeup, wakeup_writer = socket.socketpair()
         wakeup_writer.setblocking(False)
@@ -75,6 +83,20 @@ class Worker:
         self._pace = Pace(settings.gather_us, settings.busy_poll_us)
         # Transceivers' hosts that the supervisor has been told of.
         self._told_hosts: set[bytes] = set()
+
+    def _open_cache(self, settings: WorkerSettings) -> WorkerCache | None:
+        recall = self._core.recall
+        if recall is None:
+            return None
+        # What is in the maps the supervisor tells of again.
+        rounds = (
+            RefreshRounds(self._core.flows.assured, settings.refresh_s, time.monotonic())
+            if self._store is None
+            else None
+        )
+        line = socket.socket(fileno=settings.line_fd)
+        self._watch.add(line)
+        return WorkerCache(line, recall, self._core.events, rounds, self._path.send_held)
 
     def adopt(self, records: list[FlowRecord]) -> None:
         """Go on with flows of other workers; those of the one before come before ``run``, so that no packet is lost."""
@@ -93,7 +115,8 @@ class Worker:
             self._control.send({"event": "ready"})
         next_tick = time.monotonic() + _TICK_S
         while not self._draining:
-            sockets, ready = self._watch.wait(self._pace.timeout_s(next_tick))
+            due = next_tick if self._cache is None else min(next_tick, self._cache.due)
+            sockets, ready = self._watch.wait(self._pace.timeout_s(due))
             now = time.monotonic()
             packets = 0
             for sock in sockets:
@@ -105,6 +128,7 @@ class Worker:
                     return
                 self._go_on_alone()
             self._follow_notices()
+            self._use_cache(ready, now)
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._tick(now)
@@ -119,8 +143,29 @@ class Worker:
         for sock in self._path.sockets:
             while self._path.receive(sock, now) and time.monotonic() - now < _DRAIN_S:
                 pass
+        if self._core.recall is not None:
+            self._core.recall.give_up()
         self._follow_notices()
+        self._use_cache(set(), now)
         self._tick(now)
+
+    def _use_cache(self, ready: set[Any], now: float) -> None:
+        cache = self._cache
+        if cache is None:
+            return
+        if cache.socket in ready and not cache.receive(now):
+            self._close_cache(cache)
+            return
+        cache.end_turn(now)
+
+    def _close_cache(self, cache: WorkerCache) -> None:
+        """The agent is gone for good, with its supervisor: unknown clients wait for their next checks again."""
+        if self._core.recall is not None:
+            self._core.recall.give_up()
+        self._path.send_held()
+        self._core.recall = self._cache = None
+        self._watch.remove(cache.socket)
+        cache.socket.close()
 
     def _go_on_alone(self) -> None:
         logger.warning("the supervisor is gone; serving until the next one takes over (`relayctl start`)")
@@ -144,6 +189,8 @@ class Worker:
 
     def _follow_notices(self) -> None:
         while (notice := self._core.next_notice()) is not None:
+            if notice.is_news and self._cache is not None:
+                self._cache.note(notice.flow)
             if self._store is None:
                 self._tell(notice)
                 continue

@@ -105,6 +105,9 @@ class Mux:
         try:
             path = Path(*decode_header_untrusted(datagram))
             payload = datagram[HEADER_BYTES:]
+            if not payload:
+                self._receive_question(path, relay)
+                return
             packet_class = classify(payload)
             if packet_class is PacketClass.STUN:
                 self._receive_stun_untrusted(payload, path, relay)
@@ -114,6 +117,18 @@ class Mux:
                 self.counters["not_webrtc"] += 1
         except WireError as error:
             self.counters[error.fault.value] += 1
+
+    def _receive_question(self, path: Path, relay: Address) -> None:
+        """A relay that found us in a cache asks whether a session here has that path: if so, it gets the bare header back.
+
+        Nothing of the session changes: who asks need not carry it.
+        """
+        endpoint = self._by_path.get(path)
+        if endpoint is None or endpoint.agent.is_expired(self._clock()):
+            self.counters["not_confirmed"] += 1
+            return
+        self.counters["confirmed"] += 1
+        self.send(b"", path, relay)
 
     def _receive_stun_untrusted(self, datagram: bytes, path: Path, relay: Address) -> None:
         message = parse_stun_untrusted(datagram)

@@ -45,7 +45,7 @@ class FlowRecord:
 
     def pack(self) -> bytes:
         """The plain form, 62 bytes: name and target."""
-        return self.name + self._pack_target()
+        return self.name + pack_target(self.transceiver, self.ufrag_tag)
 
     @classmethod
     def unpack_untrusted(cls, packed: bytes) -> Self:
@@ -71,14 +71,16 @@ class FlowRecord:
         )
         return cls(client, vip, transceiver, document["ufrag_tag"])
 
-    def _pack_target(self) -> bytes:
-        return _TARGET.pack(self.transceiver.mapped, self.transceiver.port, self.ufrag_tag.encode())
+
+def pack_target(transceiver: Address, ufrag_tag: str) -> bytes:
+    """What follows the name in the plain form, 26 bytes."""
+    return _TARGET.pack(transceiver.mapped, transceiver.port, ufrag_tag.encode())
 
 
 def seal_flow(keys: KeyRing, record: FlowRecord, unix_s: int) -> bytes:
     """The value for a shared cache, 48 bytes; ``unix_s`` is now."""
     key_id = bytes((keys.sealing.key_id,))
-    plain = _STAMP.pack(_VERSION, unix_s) + record._pack_target()
+    plain = _STAMP.pack(_VERSION, unix_s) + pack_target(record.transceiver, record.ufrag_tag)
     return key_id + keys.sealing.flow_record.encrypt(plain, [_PURPOSE, key_id, record.name])
 
 

@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#define ABI_VERSION 4
+#define ABI_VERSION 5
 
 /* Sockets of one group, and so workers of one relay. */
 #define MAX_SLOTS 64

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from relay.core.flow import Flow, FlowKey
 from relay.core.transceivers import Transceivers
 from wire.address import Address
+from wire.flow_record import pack_target
 from wire.spp import flow_name, parse_flow_name
 
 Rows = npt.NDArray[np.intp]
@@ -146,6 +147,22 @@ class AssuredFlows:
         seen = (rows["last_seen"] >= since) & (rows["last_seen"] < _NEVER)
         changed = np.flatnonzero(seen & (rows["counts"] != rows["stored_counts"]).any(axis=1))
         return [FlowKey(*parse_flow_name(self._names[row])) for row in changed]
+
+    @property
+    def row_count(self) -> int:
+        """Rows that have been used: no flow is in a later one."""
+        return len(self._names)
+
+    def records(self, begin: int, end: int, since: float) -> list[bytes]:
+        """Of flows in these rows that were seen since then, packed as a FlowRecord is."""
+        end = min(end, len(self._names))
+        seen = self.last_seen[begin:end]
+        alive = (np.flatnonzero((seen >= since) & (seen < _NEVER)) + begin).tolist()
+        addresses, tags = self._transceivers.addresses, self._rows["ufrag_tag"]
+        return [
+            self._names[row] + pack_target(addresses[self.transceiver[row]], tags[row].decode("ascii"))
+            for row in alive
+        ]
 
     def _take(self, row: int) -> Flow:
         name = self._names[row]

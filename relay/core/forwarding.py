@@ -12,6 +12,7 @@ from relay.core.flow import Flow, FlowKey
 from relay.core.flow_table import FlowTable
 from relay.core.policy import AddressRules, RelayPolicy
 from relay.core.rates import TokenBuckets
+from relay.core.recall import Recall
 from relay.core.verdict import FlowEvent, Verdict
 from wire.address import Address
 from wire.demux import PacketClass, classify
@@ -49,10 +50,14 @@ class Outcome(NamedTuple):
 
 
 class FlowNotice(NamedTuple):
-    """A flow was made, became assured or changed its ufrag (``ended`` false), or is gone: for whoever mirrors flows."""
+    """A flow was made, became assured or changed its ufrag (``ended`` false), or is gone: for whoever mirrors flows.
+
+    ``is_news``: the fleet's cache does not have it yet as it is.
+    """
 
     flow: Flow
     ended: bool
+    is_news: bool = False
 
 
 class FlowStore(Protocol):
@@ -69,10 +74,18 @@ class RelayCore:
     A flow that the worker does not have, or that was silent for FRESH_S, is looked up in the ``store``, if there is one:
     another worker may have made, moved or ended it meanwhile. XDP notes there what it forwards, so whether a session is
     silent is always asked there: else indications, which reach a worker, would make an old copy look fresh.
+
+    ``recall`` looks after packets of clients that are in neither, while the fleet's cache is asked; None: there is no cache.
     """
 
     def __init__(
-        self, policy: RelayPolicy, keys: KeyRing, *, unix_s: float, store: FlowStore | None = None
+        self,
+        policy: RelayPolicy,
+        keys: KeyRing,
+        *,
+        unix_s: float,
+        store: FlowStore | None = None,
+        has_cache: bool = False,
     ) -> None:
         self.flows = FlowTable(policy)
         self.events = [0] * len(FlowEvent)
@@ -86,6 +99,10 @@ class RelayCore:
         self._unix_s = unix_s
         self._notices: deque[FlowNotice] = deque()
         self._store = store
+        # XDP has limited what a source sends before it comes to a worker.
+        self.recall = (
+            Recall(policy, self._rules, self.events, limits_sources=store is None) if has_cache else None
+        )
 
     @property
     def shares_flows(self) -> bool:
@@ -120,14 +137,14 @@ class RelayCore:
             client, vip = decode_header_untrusted(datagram)
         except WireError:
             return Outcome(Verdict.DROP_SPP_MALFORMED)
-        payload = datagram[HEADER_BYTES:]
-        if not payload:
-            return Outcome(Verdict.DROP_SPP_MALFORMED)
         vip_index = self._vip_index.get(vip)
         if vip_index is None:
             return Outcome(Verdict.DROP_SPP_PROXY)
         if not client.port or client.family != vip.family or not self._rules.may_be_client(client):
             return Outcome(Verdict.DROP_SPP_CLIENT)
+        payload = datagram[HEADER_BYTES:]
+        if not payload:
+            return Outcome(self._receive_confirmation(FlowKey(client, vip), source, now))
         flow = self._find(FlowKey(client, vip), now)
         if flow is None and self._rules.is_own_host(client.host):
             # On one machine clients share our address; its other services are no business of a transceiver.
@@ -140,6 +157,8 @@ class RelayCore:
         """Expire flows; call about once a second."""
         self._unix_s = unix_s
         self._note_ends(self.flows.expire(now), FlowEvent.FLOW_EXPIRED)
+        if self.recall is not None:
+            self.recall.handle_timer(now)
 
     def adopt(self, key: FlowKey, transceiver: Address, tag: str, now: float) -> bool:
         """Go on with an assured flow of a worker that ended. False if it is not ours to carry, or there is no room."""
@@ -149,8 +168,10 @@ class RelayCore:
             return False
         if self.flows.get(key) is not None:
             return False
-        if not self.flows.assure(Flow(key, transceiver, tag, now, now, now)):
+        flow = Flow(key, transceiver, tag, now, now, now)
+        if not self.flows.assure(flow):
             return False
+        self._release_held(flow, now)
         self.events[FlowEvent.FLOW_ADOPTED] += 1
         return True
 
@@ -162,7 +183,7 @@ class RelayCore:
         if not notice.ended:
             current = self.flows.get(notice.flow.key)
             if current is not None and current.is_same_session(notice.flow):
-                return FlowNotice(current, ended=False)
+                return notice._replace(flow=current)
         return notice
 
     def _receive_stun(self, datagram: bytes, key: FlowKey, now: float) -> Outcome:
@@ -226,7 +247,7 @@ class RelayCore:
                 # An ICE restart: the packets go to the same place under either ufrag.
                 if now - flow.ufrag_seen_at >= self._policy.contest_s:
                     flow.ufrag_tag, flow.ufrag_seen_at = tag, now
-                    self._notices.append(FlowNotice(flow, ended=False))
+                    self._notices.append(FlowNotice(flow, ended=False, is_news=True))
                 return flow
             # What the transceiver sends, no client can forge: while it talks, the session lives.
             last_sign = max(flow.ufrag_seen_at, flow.down_seen_at)
@@ -240,6 +261,7 @@ class RelayCore:
         created = self.flows.get(key)
         assert created is not None  # it has just been made
         self._notices.append(FlowNotice(created, ended=False))
+        self._release_held(created, now)
         return created
 
     def _find(self, key: FlowKey, now: float, *, anew: bool = False) -> Flow | None:
@@ -267,6 +289,7 @@ class RelayCore:
             self._notices.append(FlowNotice(shared, ended=False))
         else:
             self._note_ends(evicted, FlowEvent.FLOW_EVICTED)
+        self._release_held(shared, now)
         return shared
 
     def _note_ends(self, flows: list[Flow], event: FlowEvent) -> None:
@@ -281,11 +304,52 @@ class RelayCore:
     def _receive_media(self, datagram: bytes, key: FlowKey, now: float) -> Outcome:
         flow = self._find(key, now)
         if flow is None:
-            return Outcome(Verdict.DROP_UNKNOWN_FLOW)
+            return Outcome(
+                Verdict.DROP_UNKNOWN_FLOW if self.recall is None else self.recall.hold(key, datagram, now)
+            )
         flow.media_up = True
         outcome = self._forward_up(Verdict.FORWARD_FLOW, datagram, flow, now)
         self._assure_if_due(flow)
         return outcome
+
+    def _receive_confirmation(self, key: FlowKey, source: Address, now: float) -> Verdict:
+        """Decide on an SPP header with nothing behind it: a transceiver's word that it has a client's session."""
+        if self.recall is None:
+            return Verdict.DROP_SPP_MALFORMED
+        flow = self._find(key, now)
+        if flow is not None:
+            # It was asked twice, and answers again.
+            return Verdict.CONFIRM_FLOW if flow.transceiver == source else Verdict.DROP_SPP_MALFORMED
+        confirmed = self.recall.confirm(key, source)
+        if confirmed is None:
+            return Verdict.DROP_SPP_MALFORMED
+        record, packets = confirmed
+        self._count_up(self._recalled(key, source, record.ufrag_tag, now), packets, now)
+        return Verdict.CONFIRM_FLOW
+
+    def _recalled(self, key: FlowKey, transceiver: Address, tag: str, now: float) -> Flow:
+        """A flow that the cache had: assured, or, where there is no room, provisional, so that the call goes on all the same.
+
+        It is not trusted to live before its transceiver talks: a check of another session takes its place at once.
+        """
+        flow = Flow(key, transceiver, tag, max(0.0, now - self._policy.contest_s), now, now)
+        self.events[FlowEvent.FLOW_RECALLED] += 1
+        if not self.flows.assure(flow):
+            flow.refused = True
+            self.events[FlowEvent.FLOW_REFUSED] += 1
+            self._note_ends(self.flows.insert(flow) or [], FlowEvent.FLOW_EVICTED)
+        self._notices.append(FlowNotice(flow, ended=False))
+        return flow
+
+    def _release_held(self, flow: Flow, now: float) -> None:
+        """Let packets go the way of a flow that was made while they were held."""
+        if self.recall is not None:
+            self._count_up(flow, self.recall.release(flow.key, flow.transceiver), now)
+
+    def _count_up(self, flow: Flow, packets: list[bytes], now: float) -> None:
+        for datagram in packets:
+            flow.media_up = True
+            self._forward_up(Verdict.FORWARD_FLOW, datagram, flow, now)
 
     def _forward_up(self, verdict: Verdict, datagram: bytes, flow: Flow, now: float) -> Outcome:
         flow.packets_up += 1
@@ -310,7 +374,7 @@ class RelayCore:
             return
         if self.flows.assure(flow):
             self.events[FlowEvent.FLOW_ASSURED] += 1
-            self._notices.append(FlowNotice(flow, ended=False))
+            self._notices.append(FlowNotice(flow, ended=False, is_news=True))
         elif not flow.refused:
             flow.refused = True
             self.events[FlowEvent.FLOW_REFUSED] += 1

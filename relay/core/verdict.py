@@ -41,6 +41,9 @@ class Verdict(IntEnum):
     DROP_OVERLOAD = 27
     DROP_SEND_FULL = 28
     DROP_SEND_OVERSIZE = 29
+    HOLD = 30
+    DROP_HOLD_FULL = 31
+    CONFIRM_FLOW = 32
 
     @property
     def label(self) -> str:
@@ -50,7 +53,7 @@ class Verdict(IntEnum):
     @property
     def is_drop(self) -> bool:
         """Whether the packet went nowhere."""
-        return self >= Verdict.DROP_MALFORMED
+        return self.name.startswith("DROP_")
 
 
 MEANINGS: Final = {
@@ -72,9 +75,9 @@ MEANINGS: Final = {
     Verdict.DROP_UFRAG_EXPIRED: "ufrag is older than max_session_s, or from the future: a replay, or clocks differ",
     Verdict.DROP_UFRAG_CLUSTER: "ufrag names another cluster: geo-steering sent the client here",
     Verdict.DROP_UFRAG_NETWORK: "ufrag names an address outside transceiver_networks: widen them, or a key has leaked",
-    Verdict.DROP_UNKNOWN_FLOW: "DTLS or RTP without a flow: the tail of an ended call, or a relay that just restarted",
+    Verdict.DROP_UNKNOWN_FLOW: "DTLS or RTP without a flow, here or in the cache: the tail of an ended call, or a relay restarted",
     Verdict.DROP_SPP_SOURCE: "fleet packet from outside transceiver_networks: forged, or a transceiver not configured here",
-    Verdict.DROP_SPP_MALFORMED: "fleet packet without an SPP header, or with no payload behind it",
+    Verdict.DROP_SPP_MALFORMED: "fleet packet without an SPP header, or one with nothing behind it that nobody asked for",
     Verdict.DROP_SPP_PROXY: "fleet packet for a VIP that this relay does not serve",
     Verdict.DROP_SPP_CLIENT: "fleet packet to an address that no client can have: this relay is no reflector",
     Verdict.DROP_SEND_FAILED: "the kernel refused the packet: no route, or no fleet socket of the transceiver's family",
@@ -84,6 +87,9 @@ MEANINGS: Final = {
     Verdict.DROP_OVERLOAD: "packet of no known flow, left out as a worker was behind: a flood, or too few workers",
     Verdict.DROP_SEND_FULL: "no room in the queue of the socket or the interface (EAGAIN, ENOBUFS): the link is full",
     Verdict.DROP_SEND_OVERSIZE: "larger than the path to its destination takes (EMSGSIZE)",
+    Verdict.HOLD: "DTLS or RTP of an unknown client, held while the cache is asked; it has another verdict when it goes on",
+    Verdict.DROP_HOLD_FULL: "DTLS or RTP of an unknown client, and too much is held or asked already: a flood, or a slow cache",
+    Verdict.CONFIRM_FLOW: "bare SPP header: a transceiver's word that it has the session of a client found in the cache",
 }
 
 
@@ -99,6 +105,11 @@ class FlowEvent(IntEnum):
     FLOW_REFUSED = 6
     FLOW_ADOPTED = 7
     TRANSCEIVER_UNREACHABLE = 8
+    FLOW_RECALLED = 9
+    RECALL_MISSED = 10
+    RECALL_UNCONFIRMED = 11
+    RECALL_UNAVAILABLE = 12
+    FLOW_UNTOLD = 13
 
     @property
     def label(self) -> str:
@@ -116,4 +127,9 @@ EVENT_MEANINGS: Final = {
     FlowEvent.FLOW_REFUSED: "flows that stayed provisional because the assured table is full: raise max_assured_flows",
     FlowEvent.FLOW_ADOPTED: "assured flows taken over from a worker that ended",
     FlowEvent.TRANSCEIVER_UNREACHABLE: "ICMP errors for packets to transceivers: one has ended, or its host is not reached",
+    FlowEvent.FLOW_RECALLED: "flows taken up from the cache, as their transceiver confirmed them",
+    FlowEvent.RECALL_MISSED: "clients that the cache does not know, or whose entry is not to be believed",
+    FlowEvent.RECALL_UNCONFIRMED: "clients whose transceiver in the cache did not say that it has their session: an old entry",
+    FlowEvent.RECALL_UNAVAILABLE: "clients that the cache could not be asked for, or not in time",
+    FlowEvent.FLOW_UNTOLD: "assured flows that the cache could not be told of at once; the next round tells them again",
 }

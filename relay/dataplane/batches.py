@@ -77,6 +77,11 @@ class Slots:
         """Where these slots are in memory."""
         return (self._address + offset + indexes * _SLOT_BYTES).astype(np.uintp)
 
+    def write(self, index: int, offset: int, data: bytes) -> None:
+        """Fill some of a slot."""
+        begin = index * _SLOT_BYTES + offset
+        self._memory[begin : begin + len(data)] = data
+
     def read(self, index: int, offset: int, length: int) -> bytes:
         """A copy of some of a slot."""
         begin = index * _SLOT_BYTES + offset

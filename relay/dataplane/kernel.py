@@ -192,9 +192,9 @@ class KernelDataPath:
             "bytes_down": sum(by_cpu.get(Direction.DIRECTION_DOWN) or ()),
         }
 
-    def sweep(self, policy: RelayPolicy) -> Sweep:
-        """A walk over the flows that ends those that fell silent."""
-        return Sweep(policy, self.programs.maps)
+    def sweep(self, policy: RelayPolicy, *, told_s: float = 0.0) -> Sweep:
+        """A walk over the flows that ends those that fell silent; ``told_s`` is the sweep's."""
+        return Sweep(policy, self.programs.maps, told_s=told_s)
 
     def list_flows(self, limit: int, client: str | None) -> list[dict[str, Any]]:
         """Flows as they are in the maps, at most ``limit``; ``client`` is ADDRESS or ADDRESS:PORT."""

@@ -1,7 +1,8 @@
 """The data path without BPF: batches of datagrams between sockets, as the core decides.
 
 Packets that an assured flow tells all about are decided together; on each of the others the core decides. Then all of a
-batch leave, each flow's in the order in which they came, those to one transceiver in trains. With two sockets a VIP, what
+batch leave, each flow's in the order in which they came, those to one transceiver in trains, and before them what was held
+of clients that were unknown. With two sockets a VIP, what
 a flood fills is apart from where calls wait, and a worker that is behind leaves out packets of unknown clients.
 """
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from relay.core.forwarding import RelayCore
 from relay.core.known_flows import KnownFlows
+from relay.core.recall import Departure
 from relay.core.verdict import FlowEvent, Verdict
 from relay.dataplane.batches import (
     BATCH,
@@ -34,7 +36,7 @@ from relay.dataplane.batches import (
     train_starts,
 )
 from relay.dataplane.counters import WorkerCounters
-from wire.spp import HEADER_BYTES, MAGIC
+from wire.spp import HEADER_BYTES, MAGIC, encode_header
 
 Verdicts = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
@@ -88,15 +90,16 @@ class UserspaceDataPath:
     ) -> None:
         worker = _Worker(core, counters, calls or find_system_calls())
         up, down = _ToFleet(worker, fleet), _ToClients(worker, public)
+        self._held = held = _HeldPackets(worker, up)
         # Those first whose packets are of calls.
         self._entrances: dict[socket.socket, _Entrance] = {
-            sock: _FromFleet(worker, sock, down) for sock in fleet
+            sock: _FromFleet(worker, sock, down, held) for sock in fleet
         }
         turn = BATCH if checks else _MIXED_TURN
         for index, sock in enumerate(public):
-            self._entrances[sock] = _FromClients(worker, sock, up, index, turn)
+            self._entrances[sock] = _FromClients(worker, sock, up, held, index, turn)
         for index, sock in enumerate(checks):
-            self._entrances[sock] = _FromClients(worker, sock, up, index, _UNKNOWN_A_TURN)
+            self._entrances[sock] = _FromClients(worker, sock, up, held, index, _UNKNOWN_A_TURN)
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -107,6 +110,10 @@ class UserspaceDataPath:
         """Take a turn's packets from a socket; how many there were, 0 if it is empty."""
         return self._entrances[sock].receive(now)
 
+    def send_held(self) -> None:
+        """Send what leaves, though no packet has come: what findings and time have decided on."""
+        self._held.send()
+
 
 class _Worker(NamedTuple):
     """What all ways in and out of a worker share."""
@@ -116,10 +123,16 @@ class _Worker(NamedTuple):
     calls: SystemCalls
 
 
+def _count(counters: WorkerCounters, verdicts: Verdicts, lengths: Lengths, *, is_up: bool) -> None:
+    counts = np.bincount(verdicts, minlength=len(Verdict))
+    forwarded = int(lengths[verdicts <= Verdict.FORWARD_CLIENT].sum())
+    counters.count_batch(counts, forwarded, is_up=is_up)
+
+
 class _Entrance(ABC):
     """A socket that packets come by, with slots for a batch of them. ``offset``: where in a slot they are received."""
 
-    def __init__(self, worker: _Worker, sock: socket.socket, offset: int) -> None:
+    def __init__(self, worker: _Worker, sock: socket.socket, offset: int, held: "_HeldPackets") -> None:
         core = worker.core
         self._core = core
         self._socket = sock
@@ -129,24 +142,29 @@ class _Entrance(ABC):
         self._receiver = Receiver(worker.calls, self._slots, offset, _family(sock))
         self._flows = core.flows.assured
         self._known_flows = KnownFlows(core.flows, is_shared=core.shares_flows)
+        self._held = held
 
     @abstractmethod
     def receive(self, now: float) -> int:
         """See UserspaceDataPath."""
 
     def _count(self, verdicts: Verdicts, lengths: Lengths, *, is_up: bool) -> None:
-        counts = np.bincount(verdicts, minlength=len(Verdict))
-        forwarded = int(lengths[verdicts <= Verdict.FORWARD_CLIENT].sum())
-        self._counters.count_batch(counts, forwarded, is_up=is_up)
+        _count(self._counters, verdicts, lengths, is_up=is_up)
 
 
 class _FromClients(_Entrance):
     """A public socket. ``turn``: how many packets are taken at once, as long as the worker is not behind."""
 
     def __init__(
-        self, worker: _Worker, sock: socket.socket, exit_: "_ToFleet", vip_index: int, turn: int
+        self,
+        worker: _Worker,
+        sock: socket.socket,
+        exit_: "_ToFleet",
+        held: "_HeldPackets",
+        vip_index: int,
+        turn: int,
     ) -> None:
-        super().__init__(worker, sock, PAYLOAD_AT)
+        super().__init__(worker, sock, PAYLOAD_AT, held)
         self._exit = exit_
         self._vip_index = vip_index
         self._turn = turn
@@ -202,6 +220,8 @@ class _FromClients(_Entrance):
             verdicts[index] = verdict
             if transceiver is not None:
                 numbers[index] = self._core.flows.transceivers.number(transceiver)
+        # Before those that came later, of which a check may have made the flow.
+        self._held.send()
         self._exit.send(slots, numbers, lengths, rows, verdicts)
         self._count(verdicts, lengths, is_up=True)
 
@@ -209,8 +229,10 @@ class _FromClients(_Entrance):
 class _FromFleet(_Entrance):
     """A fleet socket."""
 
-    def __init__(self, worker: _Worker, sock: socket.socket, exit_: "_ToClients") -> None:
-        super().__init__(worker, sock, HEADER_AT)
+    def __init__(
+        self, worker: _Worker, sock: socket.socket, exit_: "_ToClients", held: "_HeldPackets"
+    ) -> None:
+        super().__init__(worker, sock, HEADER_AT, held)
         self._exit = exit_
         self._addresses = _TransceiverAddresses(worker.core, _family(sock))
         name, level = (
@@ -246,6 +268,7 @@ class _FromFleet(_Entrance):
             source = self._receiver.sources.get(index)
             verdict, _, vips[index] = self._core.receive_from_fleet(datagram, source, now)
             verdicts[index] = verdict
+        self._held.send()
         self._exit.send(slots, vips, lengths, verdicts)
         self._count(verdicts, lengths, is_up=False)
         return count
@@ -326,6 +349,47 @@ class _ToFleet:
             failures = sender.send(fd, slots, here, HEADER_AT, sizes, pointers, ways.addresses.length, starts)
             _note_failures(failures, here, verdicts)
         verdicts[sendable] = Verdict.DROP_SEND_FAILED
+
+
+class _HeldPackets:
+    """Packets of clients that were unknown, on their way out; and questions to transceivers."""
+
+    def __init__(self, worker: _Worker, exit_: _ToFleet) -> None:
+        self._core = worker.core
+        self._counters = worker.counters
+        self._exit = exit_
+        self._slots: Slots | None = None
+
+    def send(self) -> None:
+        """Send all that is to leave now, and count what had been held."""
+        recall = self._core.recall
+        if recall is None or not recall.has_departures:
+            return
+        departures = recall.take_departures()
+        for begin in range(0, len(departures), BATCH):
+            self._send_batch(departures[begin : begin + BATCH])
+
+    def _send_batch(self, departures: Sequence[Departure]) -> None:
+        if self._slots is None:
+            self._slots = Slots()
+        count = len(departures)
+        numbers = np.full(count, -1, np.int64)
+        lengths = np.zeros(count, np.int64)
+        flows = np.zeros(count, np.intp)
+        verdicts = np.full(count, Verdict.DROP_UNKNOWN_FLOW, np.uint8)
+        firsts: dict[bytes, int] = {}
+        for index, (key, datagram, transceiver) in enumerate(departures):
+            lengths[index] = len(datagram)
+            header = encode_header(*key)
+            flows[index] = firsts.setdefault(header, index)
+            if transceiver is not None:
+                verdicts[index] = Verdict.FORWARD_FLOW
+                numbers[index] = self._core.flows.transceivers.number(transceiver)
+                self._slots.write(index, HEADER_AT, header + datagram)
+        self._exit.send(self._slots, numbers, lengths, flows, verdicts)
+        # A question is no packet.
+        are_packets = lengths > 0
+        _count(self._counters, verdicts[are_packets], lengths[are_packets], is_up=True)
 
 
 class _ToClients:

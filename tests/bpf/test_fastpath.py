@@ -24,7 +24,7 @@ from tests.bpf.assured import (
     listen_of,
     vip_of,
 )
-from tests.bpf.test_xdp_verdicts import KERNEL_VERDICTS
+from tests.bpf.test_xdp_verdicts import KERNEL_VERDICTS, UNSURE_VERDICTS
 from tests.relay.network import CALL, CALL_V6, CLIENT_V4, CLIENT_V6, OTHER_CALL, RTP, Call
 from tests.relay.packets import ROWS, PacketRow
 from wire.address import Address
@@ -117,8 +117,7 @@ def test_what_is_left_to_the_worker_is_untouched(assured: Relay, row: PacketRow,
     came = CLIENT_LINK._replace(tags=tags)
     know_flow_of(assured, row, came)
     frame = framed(came, arriving(row), ip_id=7)
-    # Malformed deeper than the STUN header, or another service of our own host: only the worker can tell.
-    unsure = row.verdict in (Verdict.DROP_STUN_MALFORMED, Verdict.DROP_SPP_CLIENT)
+    unsure = row.verdict in UNSURE_VERDICTS
     is_dropped = row.verdict in KERNEL_VERDICTS
     if unsure:
         is_dropped = assured.meets(frame).verdict is row.verdict

@@ -12,8 +12,9 @@ from relay.dataplane.bpf.abi import MAPS, Endpoint, FlowC, FlowKeyC
 from relay.dataplane.bpf.maps import BpfMap
 from relay.dataplane.sweep import Sweep
 from tests.bpf.kernel_objects import make_map
-from tests.relay.network import POLICY
+from tests.relay.network import CALL, CALL_V6, CLIENT_V4, CLIENT_V6, POLICY
 from wire.address import Address
+from wire.flow_record import FlowRecord
 
 pytestmark = [pytest.mark.bpf, pytest.mark.usefixtures("bpf")]
 
@@ -110,6 +111,30 @@ def test_hosts_are_those_of_flows_that_stay(tables: Tables) -> None:
     tables.add("provisional", 3, 0, HOME_V6)
     walk, _ = tables.swept()
     assert walk.hosts == {HOME.host, HOME_V6.host}
+
+
+def test_living_flows_are_told_as_records(tables: Tables) -> None:
+    """Each VIP is the one that clients are told, behind a 1:1 NAT or not."""
+    told = []
+    for number, (client, vip_index, call) in enumerate(
+        [(CLIENT_V4, 0, CALL), (CLIENT_V6, 1, CALL), (CLIENT_V4, 2, CALL_V6), (CLIENT_V6, 1, CALL_V6)]
+    ):
+        client = replace_port(client, 40_000 + number)
+        value = FlowC(
+            transceiver=Endpoint.of(call.transceiver),
+            last_seen_ns=time.monotonic_ns() - int(9e9),
+            ufrag_tag=call.tag.encode(),
+        )
+        tables.maps["flows"].put(FlowKeyC.of(client, vip_index), value)
+        told.append(FlowRecord(client, POLICY.vips[vip_index].address, call.transceiver, call.tag).pack())
+    tables.add("flows", 100, 11)
+    tables.add("provisional", 101, 0)
+    # No worker of ours writes such a group.
+    tables.maps["flows"].put(FlowKeyC.of(CLIENT_V4, 3), FlowC(last_seen_ns=time.monotonic_ns()))
+    walk = Sweep(HURRIED, tables.maps, told_s=10.0)
+    assert sorted(record for step in walk.steps() for record in step) == sorted(told)
+    assert counts(walk) == (6, 1, 0)
+    assert not any(Sweep(HURRIED, tables.maps).steps())
 
 
 def replace_port(address: Address, port: int) -> Address:

@@ -5,9 +5,10 @@ import pytest
 from relay.core.verdict import Verdict
 from relay.dataplane.bpf.programs import RelayPrograms
 from tests.bpf.frames import judge, udp_frame
-from tests.relay.network import CLIENT_V4, CLIENT_V6, FLEET_SOCKET_V4, FLEET_SOCKET_V6, POLICY, RTP
+from tests.relay.network import CALL, CLIENT_V4, CLIENT_V6, FLEET_SOCKET_V4, FLEET_SOCKET_V6, POLICY, RTP
 from tests.relay.packets import ROWS, PacketRow
 from wire.address import Address
+from wire.spp import HEADER_BYTES, encode_header
 
 pytestmark = pytest.mark.bpf
 
@@ -24,6 +25,8 @@ KERNEL_VERDICTS = {
     Verdict.DROP_SPP_PROXY,
     Verdict.DROP_SPP_CLIENT,
 }
+# Malformed deeper than the STUN header, another service of our own host, a header with nothing behind it: only a worker can tell.
+UNSURE_VERDICTS = {Verdict.DROP_STUN_MALFORMED, Verdict.DROP_SPP_CLIENT, Verdict.DROP_SPP_MALFORMED}
 LISTEN_V4, LISTEN_V6 = (vip.listen for vip in POLICY.vips[:2])
 
 
@@ -55,8 +58,18 @@ def test_xdp_and_worker_agree(
     if verdict is not Verdict.HAND_UP:
         assert verdict is row.verdict
     elif row.verdict in KERNEL_VERDICTS:
-        # Malformed deeper than the STUN header, or another service of our own host: only the worker can tell.
-        assert row.verdict in (Verdict.DROP_STUN_MALFORMED, Verdict.DROP_SPP_CLIENT)
+        assert row.verdict in UNSURE_VERDICTS
+        assert row.verdict is not Verdict.DROP_SPP_MALFORMED or len(row.datagram) == HEADER_BYTES
+
+
+@pytest.mark.parametrize("length", range(38))
+def test_header_that_is_cut_short_is_no_word_of_a_transceiver(xdp: RelayPrograms, length: int) -> None:
+    """Nor is what the frame has behind it."""
+    frame = udp_frame(
+        CALL.transceiver, FLEET_SOCKET_V4, encode_header(CLIENT_V4, POLICY.vips[0].address)[:length]
+    )
+    for padding in (b"", bytes(40)):
+        assert judge(xdp, frame + padding) is Verdict.DROP_SPP_MALFORMED
 
 
 def test_table_is_large_and_reaches_every_verdict_of_the_kernel(xdp: RelayPrograms) -> None:

@@ -50,9 +50,9 @@ class MemoryStore:
 class Relay:
     """``changes`` are those of the policy."""
 
-    def __init__(self, store: FlowStore | None = None, **changes: Any) -> None:
+    def __init__(self, store: FlowStore | None = None, *, has_cache: bool = False, **changes: Any) -> None:
         self.policy = replace(POLICY, **changes)
-        self.core = RelayCore(self.policy, KEYS, unix_s=UNIX_S, store=store)
+        self.core = RelayCore(self.policy, KEYS, unix_s=UNIX_S, store=store, has_cache=has_cache)
         self.now = 1000.0
 
     def client_sends(self, datagram: bytes, client: Address = CLIENT_V4, vip_index: int = 0) -> Outcome:
@@ -96,4 +96,4 @@ class Relay:
 
     def told(self) -> list[tuple[Address, str, bool]]:
         """Notices since the last call as (client, ufrag_tag, ended)."""
-        return [(flow.key.client, flow.ufrag_tag, ended) for flow, ended in self.notices()]
+        return [(flow.key.client, flow.ufrag_tag, ended) for flow, ended, _ in self.notices()]

@@ -442,6 +442,10 @@ FLEET_REFUSED = (
     _fleet("wrong magic", b"\x56\xed" + _DOWN[2:], V.DROP_SPP_MALFORMED),
     _fleet("no header at all", SERVER_HELLO.ljust(60), V.DROP_SPP_MALFORMED),
     _fleet("no payload", _DOWN[:38], V.DROP_SPP_MALFORMED),
+    _fleet("no payload, IPv6", _DOWN_V6[:38], V.DROP_SPP_MALFORMED, source=HOME_V6),
+    _fleet("no payload, source out of network", _DOWN[:38], V.DROP_SPP_SOURCE, source=Address.parse("10.2.0.1:5000")),
+    _fleet("no payload, proxy is no VIP", spp(CLIENT_V4, _FOREIGN), V.DROP_SPP_PROXY),
+    _fleet("no payload, client port 0", spp(Address(CLIENT_V4.host, 0), VIP_V4), V.DROP_SPP_CLIENT),
     *(_fleet(f"{name} on an assured flow", datagram, verdict, vip_index=0, flow="assured")
       for name, datagram, verdict in (
           ("wrong magic", b"\x56\xed" + _DOWN[2:], V.DROP_SPP_MALFORMED),

@@ -15,6 +15,7 @@ from relay.core.transceivers import Transceivers
 from tests.relay.harness import Relay
 from tests.relay.network import CALL, CLIENT_V4, POLICY, VIP_V4, call_at
 from wire.address import Address
+from wire.flow_record import FlowRecord
 from wire.spp import flow_name, parse_flow_name
 
 VIPS = [vip.address for vip in POLICY.vips]
@@ -50,6 +51,31 @@ FLOWS = st.builds(
 
 def flows_of(capacity: int = 8) -> AssuredFlows:
     return AssuredFlows(capacity, Transceivers(), VIPS)
+
+
+@given(
+    st.lists(FLOWS, unique_by=lambda each: each.key, max_size=8), TIMES, st.integers(0, 9), st.integers(0, 9)
+)
+def test_records_are_those_of_living_flows_in_these_rows(
+    flows: list[Flow], since: float, begin: int, length: int
+) -> None:
+    table = flows_of()
+    for each in flows:
+        assert table.insert(each)
+    gone = flows[:1]
+    for each in gone:
+        table.remove(each.key)
+    assert table.row_count == len(flows)
+    # A row that is free takes the next one.
+    rows = [None, *flows[1:]]
+    expected = [
+        FlowRecord(*each.key, each.transceiver, each.ufrag_tag)
+        for each in rows[begin : begin + length]
+        if each is not None and each.last_seen >= since
+    ]
+    records = table.records(begin, begin + length, since)
+    assert [FlowRecord.unpack_untrusted(record) for record in records] == expected
+    assert records == [record.pack() for record in expected]
 
 
 def flow(number: int, last_seen: float = 0.0) -> Flow:

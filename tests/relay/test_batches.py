@@ -57,7 +57,12 @@ class Path:
     """A data path of POLICY's three VIPs with a fleet socket a family, over canned calls."""
 
     def __init__(
-        self, stack: ExitStack, *, store: MemoryStore | None = None, fleet: tuple[int, ...] = (4, 6)
+        self,
+        stack: ExitStack,
+        *,
+        store: MemoryStore | None = None,
+        fleet: tuple[int, ...] = (4, 6),
+        has_cache: bool = False,
     ) -> None:
         self.calls = CannedCalls()
         self.public = [stack.enter_context(udp(family)) for family in FAMILIES]
@@ -67,7 +72,7 @@ class Path:
         stack.callback(os.close, fd)
         self.counters = WorkerCounters(fd)
         stack.callback(self.counters.close)
-        self.core = RelayCore(POLICY, KEYS, unix_s=UNIX_S, store=store)
+        self.core = RelayCore(POLICY, KEYS, unix_s=UNIX_S, store=store, has_cache=has_cache)
         self.path = UserspaceDataPath(
             self.core,
             self.counters,

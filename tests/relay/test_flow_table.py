@@ -309,7 +309,7 @@ class FlowsOfARelay(RuleBasedStateMachine):
 
     @invariant()
     def notices_mirror_the_flows(self) -> None:
-        for flow, ended in self.relay.notices():
+        for flow, ended, _ in self.relay.notices():
             if ended:
                 assert self.mirror.pop(flow.key.client).is_same_session(flow)
             else:

@@ -61,7 +61,8 @@ def test_table_has_every_verdict_of_a_decision() -> None:
     of_the_socket = {Verdict.DROP_SEND_FAILED, Verdict.DROP_SEND_FULL, Verdict.DROP_SEND_OVERSIZE}
     of_a_flood = {Verdict.DROP_RATE_LIMITED, Verdict.DROP_OVERLOAD}
     of_xdp = {Verdict.HAND_UP, Verdict.DROP_FRAGMENT, Verdict.DROP_NO_WORKER}
-    assert {row.verdict for row in ROWS} == set(Verdict) - of_the_socket - of_a_flood - of_xdp
+    of_a_cache = {Verdict.HOLD, Verdict.DROP_HOLD_FULL, Verdict.CONFIRM_FLOW}
+    assert {row.verdict for row in ROWS} == set(Verdict) - of_the_socket - of_a_flood - of_xdp - of_a_cache
 
 
 def test_rows_of_the_table_say_what_forwarding_needs() -> None:

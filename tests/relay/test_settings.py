@@ -60,6 +60,8 @@ def test_settings_cross_the_channel(policy: RelayPolicy) -> None:
         kernel_maps={"flows": 13, "heartbeat": 14},
         gather_us=14,
         busy_poll_us=15,
+        line_fd=16,
+        refresh_s=17.5,
     )
     arrived = crossed(settings)
     assert arrived.policy == policy

@@ -94,6 +94,20 @@ def test_sockets_are_in_the_order_of_vips_then_of_fleet_addresses(made: list[Wor
     assert (slot.counters_page, slot.kernel_maps) == (0, {})
 
 
+def test_slot_has_its_line_to_the_cache_which_outlives_it(vip: Vip, made: list[WorkerSlot]) -> None:
+    ends = [os.pipe() for _ in range(2)]
+    try:
+        maker = SlotMaker(config(vip), None, lambda index: ends[index][0])
+        for index in (0, 1, 1):
+            slot = maker.make(index)
+            assert slot.line_fd == slot.fds[-1] == ends[index][0]
+            slot.close()
+        assert all(os.fstat(fd) for pipe in ends for fd in pipe)
+    finally:
+        for fd in (fd for pipe in ends for fd in pipe):
+            os.close(fd)
+
+
 def test_each_worker_counts_on_its_own_and_has_a_core(vip: Vip, made: list[WorkerSlot]) -> None:
     maker = SlotMaker(config(vip), None)
     cores = sorted(os.sched_getaffinity(0))

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,24 @@ LOOPBACK = Address.parse("127.0.0.1:0")
 
 
 class RunningWorker:
-    """The process, its slot, and one client and one transceiver on sockets of this machine."""
+    """The process, its slot, and one client and one transceiver on sockets of this machine.
 
-    def __init__(self) -> None:
+    line_fd: the worker's end of a line to a cache. kernel_maps: of the kernel's data path; its sockets are those without it.
+    ``options`` are further ones of the ``[relay]`` table.
+    """
+
+    def __init__(
+        self, line_fd: int = -1, kernel_maps: Mapping[str, int] | None = None, **options: Any
+    ) -> None:
         with closing(bind_udp("probe", LOOPBACK)) as probe:
             listen = bound_address(probe)
-        config = RelayConfig.from_table(ConfigTable("relay", {"workers": 1}), (Vip(listen, listen),))
-        maker = SlotMaker(config, None)
+        config = RelayConfig.from_table(
+            ConfigTable("relay", {"workers": 1, **options}), (Vip(listen, listen),)
+        )
+        maker = SlotMaker(config, None, lambda index: line_fd)
         self.vip = listen
         self.slot: WorkerSlot = maker.make(0)
+        self.slot.kernel_maps.update(kernel_maps or {})
         self.policy = maker.policy(CLUSTER_ID, [self.slot])
         self.client, self.transceiver = bind_udp("client", LOOPBACK), bind_udp("transceiver", LOOPBACK)
         for sock in (self.client, self.transceiver):
@@ -70,7 +79,7 @@ class RunningWorker:
         self._sock, self.channel = ours, LineSocket(ours)
         self.events: list[Message] = []
 
-    def configure(self, user: str | None = None) -> None:
+    def configure(self, user: str | None = None, refresh_s: float = 60.0) -> None:
         settings = WorkerSettings(
             policy=self.policy,
             keys=KEYS,
@@ -80,9 +89,11 @@ class RunningWorker:
             fleet_fds=tuple(sock.fileno() for sock in self.slot.fleet),
             counters_fd=self.slot.counters_fd,
             counters_page=0,
-            kernel_maps={},
+            kernel_maps=self.slot.kernel_maps,
             gather_us=500,
             busy_poll_us=0,
+            line_fd=self.slot.line_fd,
+            refresh_s=refresh_s,
         )
         self.tell("configure", settings=settings.to_message(), core=None, user=user)
 
@@ -130,6 +141,7 @@ class RunningWorker:
         self.process.wait()
         for sock in (self._sock, self.client, self.transceiver):
             sock.close()
+        self.slot.kernel_maps.clear()
         self.slot.close()
 
 

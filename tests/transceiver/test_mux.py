@@ -25,7 +25,7 @@ from tests.transceiver.checks import (
     write_check,
 )
 from tests.transceiver.waiting import until
-from transceiver.ice import MAX_PATHS, Credential, IceLiteAgent, Path
+from transceiver.ice import CONSENT_S, MAX_PATHS, Credential, IceLiteAgent, Path
 from transceiver.mux import Mux
 from wire.address import Address
 from wire.spp import HEADER_BYTES, decode_header_untrusted, encode_header
@@ -121,7 +121,7 @@ def test_relay_is_known_by_its_address_whatever_its_port(fleet: Fleet) -> None:
         pytest.param(encode_header(*HOME)[:-1], "spp_malformed", id="header cut short"),
         pytest.param(b"\xec\x56" + encode_header(*HOME)[2:], "spp_malformed", id="wrong magic"),
         pytest.param(write_check(), "spp_malformed", id="check without header"),
-        pytest.param(encode_header(*HOME), "not_webrtc", id="header alone"),
+        pytest.param(encode_header(*HOME), "not_confirmed", id="header alone"),
         pytest.param(encode_header(*HOME) + b"\x40\x01", "not_webrtc", id="TURN channel"),
         pytest.param(encode_header(*HOME) + b"GET / HTTP/1.1\r\n", "not_webrtc", id="HTTP"),
         pytest.param(encode_header(*HOME) + b"\x10" * 40, "not_webrtc", id="ZRTP"),
@@ -263,6 +263,68 @@ def test_media_of_any_other_address_is_dropped(fleet: Fleet, path: Path, datagra
     fleet.arrive(datagram, path)
     assert fleet.session.received == []
     assert fleet.mux.counters["unknown_path"] == 1
+
+
+# a relay asks for a session
+
+
+@pytest.mark.parametrize("relay", [RELAY, OTHER_RELAY], ids=["the relay of the path", "another relay"])
+def test_relay_that_asks_for_a_session_gets_its_header_back(fleet: Fleet, relay: Address) -> None:
+    fleet.arrive(write_check())
+    selected, sent = (
+        fleet.session.agent.destination(100, dtls=False, now=fleet.clock()),
+        len(fleet.socket.sent),
+    )
+    fleet.clock.now += 7
+    fleet.arrive(b"", relay=relay)
+    assert fleet.socket.sent[sent:] == [(encode_header(*HOME), (str(relay.ip), relay.port))]
+    assert fleet.counted() == {"checks": 1, "confirmed": 1}
+    assert fleet.session.agent.destination(100, dtls=False, now=fleet.clock()) == selected, (
+        "it moved to who asked"
+    )
+    assert (fleet.session.received, fleet.session.validated) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(MOBILE, id="other client"),
+        pytest.param(HOME._replace(client=HOME.client._replace(port=1)), id="other port"),
+        pytest.param(HOME._replace(vip=VIP_V6), id="other VIP"),
+    ],
+)
+def test_relay_that_asks_for_any_other_path_is_not_answered(fleet: Fleet, path: Path) -> None:
+    fleet.arrive(write_check())
+    sent = len(fleet.socket.sent)
+    fleet.arrive(b"", path)
+    assert len(fleet.socket.sent) == sent
+    assert fleet.counted() == {"checks": 1, "not_confirmed": 1}
+
+
+@pytest.mark.parametrize("end", ["removed", "expired", "made room"])
+def test_relay_that_asks_for_what_is_over_is_not_answered(fleet: Fleet, end: str) -> None:
+    fleet.arrive(write_check(), MOBILE)
+    fleet.arrive(write_check())
+    if end == "removed":
+        fleet.mux.remove(fleet.session)
+    elif end == "expired":
+        fleet.clock.now += CONSENT_S
+    else:
+        for index in range(MAX_PATHS):
+            fleet.clock.now += 0.01
+            fleet.arrive(write_check(), client(100 + index))
+    sent = len(fleet.socket.sent)
+    fleet.arrive(b"")
+    assert len(fleet.socket.sent) == sent
+    assert fleet.mux.counters["not_confirmed"] == 1
+
+
+def test_stranger_who_asks_for_a_session_is_not_answered(fleet: Fleet) -> None:
+    fleet.arrive(write_check())
+    sent = len(fleet.socket.sent)
+    fleet.arrive(b"", relay=FOREIGN_RELAY)
+    assert len(fleet.socket.sent) == sent
+    assert fleet.counted() == {"checks": 1, "foreign_relay": 1}
 
 
 def test_replayed_check_lets_no_media_in(fleet: Fleet) -> None:

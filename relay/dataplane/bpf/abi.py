@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 from wire.address import Address
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 SIDE_PUBLIC, SIDE_FLEET = 1, 2
 MAX_SLOTS = 64
 MAX_GROUPS = 16
