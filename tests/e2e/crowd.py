@@ -22,7 +22,6 @@ from wire.ufrag import RouteHint, derive_ice_pwd, seal_ufrag
 
 # RTP's first byte, so that the relay takes it for media; then client and sequence number.
 _MEDIA = struct.Struct("!BxxxII")
-_FIRST_PORT = 20_000
 _SO_RCVBUFFORCE = 33
 _SETTLE_S = 1.0
 
@@ -94,9 +93,9 @@ class Crowd:
         self._poll.register(self._transceiver, select.EPOLLIN)
         issued_at = int(time.clock_gettime(time.CLOCK_REALTIME))
         with clients_on:
-            for index in range(count):
+            for _ in range(count):
                 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                sock.bind((client_ip, _FIRST_PORT + index))
+                sock.bind((client_ip, 0))
                 sock.connect((str(vip_address.ip), vip_address.port))
                 sock.setblocking(False)
                 ufrag = seal_ufrag(keys, RouteHint(1, address, issued_at, os.urandom(5)))

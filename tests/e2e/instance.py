@@ -17,17 +17,10 @@ import psutil
 
 from cli.admin import ask
 from host.state_dir import StateDir
+from tests.ports import free_port as free_port
 
 RELAYCTL = Path(sys.executable).parent / "relayctl"
 _START_TIMEOUT_S = 30.0
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM, host: str = "127.0.0.1") -> int:
-    """A port that nobody holds now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, kind) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
