@@ -17,6 +17,7 @@ import psutil
 
 from cli.admin import ask
 from host.state_dir import StateDir
+from tests.measured import note_measured
 from tests.ports import free_port as free_port
 
 RELAYCTL = Path(sys.executable).parent / "relayctl"
@@ -168,6 +169,17 @@ def udp_socket_inodes(pid: int) -> set[int]:
     return inodes & udp
 
 
+def pids_here() -> list[int]:
+    """Every process of this network namespace: in others the same ports are other ones."""
+    here = os.stat("/proc/thread-self/ns/net").st_ino
+    pids = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}/ns/net").st_ino == here:
+                pids.append(pid)
+    return pids
+
+
 def bound_ports(pids: Iterable[int]) -> set[int]:
     """Local ports of every socket that the processes hold."""
     ports = set()
@@ -177,9 +189,6 @@ def bound_ports(pids: Iterable[int]) -> set[int]:
     return ports - {0}
 
 
-REPORTS: list[str] = []
-
-
 def print_report(name: str, report: dict[str, Any]) -> None:
     """One line for people: pytest shows it at the end of the run."""
-    REPORTS.append(f"{name}: {json.dumps(report)}")
+    note_measured(f"{name}: {json.dumps(report)}")

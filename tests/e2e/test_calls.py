@@ -16,7 +16,15 @@ import pytest
 
 from cli.call import EchoCall
 from host.keystore import load_keys
-from tests.e2e.instance import Instance, bound_ports, free_port, print_report, running, udp_socket_inodes
+from tests.e2e.instance import (
+    Instance,
+    bound_ports,
+    free_port,
+    pids_here,
+    print_report,
+    running,
+    udp_socket_inodes,
+)
 from tests.e2e.nat import Nat
 from wire.demux import PacketClass, classify
 from wire.stun import parse_stun_untrusted
@@ -224,7 +232,7 @@ async def test_sigterm_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
             instance.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(instance.process.wait, 20) == 0
             assert [pid for pid in pids if psutil.pid_exists(pid)] == []
-            assert bound_ports(psutil.pids()) & ports == set()
+            assert bound_ports(pids_here()) & ports == set()
             assert sorted(p.name for p in instance.state_dir.path.iterdir()) == [
                 "keys.json",
                 "launch.json",

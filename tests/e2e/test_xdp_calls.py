@@ -15,7 +15,7 @@ from cli.call import EchoCall
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.bpf.syscall import open_program
 from tests.e2e.conftest import Network
-from tests.e2e.instance import RELAYCTL, Instance, bound_ports, print_report, wait_until
+from tests.e2e.instance import RELAYCTL, Instance, bound_ports, pids_here, print_report, wait_until
 from tests.e2e.xdp import SIGNALING, VIP, attached, need_network, xdp_relay
 from wire.ufrag import ufrag_tag
 
@@ -69,7 +69,8 @@ async def test_call_is_carried_and_nothing_is_left_after_stop(
         assert not pins.exists
         with pytest.raises(FileNotFoundError):
             os.close(open_program(attachment.program_id))
-        assert bound_ports(psutil.pids()) & ports == set()
+        with network.there:
+            assert bound_ports(pids_here()) & ports == set()
 
 
 async def test_workers_hold_no_capability_and_run_as_the_user_that_is_named(

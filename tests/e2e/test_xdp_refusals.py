@@ -107,6 +107,7 @@ def test_mismatched_abi_is_refused_with_both_versions_and_calls_go_on(
 ) -> None:
     network = need_network(own_network)
     with xdp_relay(network, tmp_path / "s", "--workers", "1") as instance:
+        worker = psutil.Process(instance.status()["relay"]["workers"][0]["pid"])
         instance.kill_supervisor()
         programs = PinDir(instance.state_dir.path).open()
         settings = programs.settings()
@@ -118,8 +119,7 @@ def test_mismatched_abi_is_refused_with_both_versions_and_calls_go_on(
         assert f"ABI version {ABI_VERSION + 1}, this relayctl has {ABI_VERSION}" in refused.stderr
         assert "relayctl bpf unload --force" in refused.stderr
         # nothing was touched
-        workers = [p for p in psutil.process_iter(["cmdline"]) if "relay.worker" in (p.info["cmdline"] or [])]
-        assert workers
+        assert worker.is_running()
         assert len(attached(network)) == 1
         shown = instance.run("maps", "show", "flows")
         assert shown.returncode == 1
