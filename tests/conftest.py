@@ -1,14 +1,33 @@
-"""For all tests: what was measured."""
+"""For all tests: which need the machine for themselves, what starts first, and what was measured (docs/testing.md)."""
 
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
 from tests.measured import take_measured
+from tests.own_bpffs import mount_own_bpffs
 
+# Every test there does, whatever it says of itself.
+_CHAOS = Path(__file__).parent / "chaos"
 _MEASURED = "measured"
 
 _measured: list[str] = []
+
+
+def pytest_sessionstart() -> None:
+    """Before any test can have loaded a program."""
+    mount_own_bpffs()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is alone by its place; side by side, files that take long come first, or one would run on when all else is done."""
+    for item in items:
+        if item.path.is_relative_to(_CHAOS):
+            item.add_marker(pytest.mark.alone)
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True)
