@@ -17,7 +17,7 @@ from tests.host.deadline import wait_until
 from tests.ports import free_port
 
 RELAYCTL = Path(sys.executable).parent / "relayctl"
-START_TIMEOUT_S = 40.0
+START_TIMEOUT_S = 90.0
 # Every process that a test starts, and all that these start, carry this in their environment.
 _MARK = "RELAYCTL_TEST_MARK"
 
