@@ -160,7 +160,7 @@ def test_stop_ends_what_a_dead_supervisor_left(own_network: Network | None, tmp_
         assert "worker-0" in stopped.stdout
         assert "XDP on eth0" in stopped.stdout
         # what has ended is still there until process 1 has reaped it
-        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 5, "end of the processes")
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 20, "end of the processes")
         assert attached(network) == []
         assert not PinDir(instance.state_dir.path).exists
         assert instance.run("stop").returncode == 3

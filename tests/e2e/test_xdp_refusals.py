@@ -32,7 +32,7 @@ def start(network: Network, state_dir: Path, *arguments: str) -> subprocess.Comp
     command = [str(RELAYCTL), "start", "--state-dir", str(state_dir), "--listen", VIP]
     command += ["--http", SIGNALING, "--insecure", "--workers", "1", "--transceivers", "1", *arguments]
     with network.there:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
 @contextlib.contextmanager
@@ -90,7 +90,7 @@ def test_taken_port_is_named_with_its_holder(own_network: Network | None, tmp_pa
         holder = subprocess.Popen([sys.executable, "-c", script])
     try:
         with network.there:
-            wait_until(lambda: port_of(holder.pid) == int(port), 5, "the holder's bind")
+            wait_until(lambda: port_of(holder.pid) == int(port), 20, "the holder's bind")
         # It has SO_REUSEPORT, so a bind of ours would succeed and share its packets.
         refused = start(network, tmp_path / "s", "--interface", "eth0")
     finally:
