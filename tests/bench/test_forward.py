@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
 PEERS = {"bare-redirect", "xdp", "userspace"}
 Run = Callable[..., dict[str, Any]]

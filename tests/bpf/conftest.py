@@ -16,7 +16,7 @@ from relay.dataplane.bpf.programs import RelayPrograms
 from tests.bpf.assured import OPEN
 from tests.bpf.assured import Relay as AssuredRelay
 from tests.bpf.kernel_objects import make_map
-from tests.bpf.loading import PATIENT, REPORTS, load
+from tests.bpf.loading import PATIENT, load
 from tests.bpf.relay_host import BOTH, VIPS, Relay, Send, Start
 from tests.e2e.namespaces import Host, connect, hosts
 from wire.address import Address
@@ -127,11 +127,3 @@ def client(network: Network) -> Iterator[Send]:
             return bound_address(sockets[vip])
 
         yield send
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the tests measured."""
-    if REPORTS:
-        terminalreporter.section("measured on the kernel's data path")
-        for line in REPORTS:
-            terminalreporter.line(line)

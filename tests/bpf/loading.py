@@ -23,9 +23,6 @@ SMALL = MapSizes(max_flows=64, max_provisional=64, max_buckets=64)
 # A heart that beats once beats for the whole test.
 PATIENT = replace(POLICY, heartbeat_timeout_s=3600.0)
 
-# What the tests measured, for the end of the run.
-REPORTS: list[str] = []
-
 
 @contextlib.contextmanager
 def bpf_expected() -> Iterator[None]:

@@ -15,7 +15,8 @@ from relay.dataplane.bpf.compiler import MapSizes, load_programs, source_digest
 from relay.dataplane.bpf.errors import BpfUnavailableError
 from relay.dataplane.bpf.programs import RelayPrograms
 from relay.dataplane.bpf.source import read_program
-from tests.bpf.loading import REPORTS, SMALL, bpf_expected
+from tests.bpf.loading import SMALL, bpf_expected
+from tests.measured import note_measured
 
 pytestmark = [pytest.mark.bpf, pytest.mark.usefixtures("bpf")]
 
@@ -78,7 +79,7 @@ def test_compiles_without_kernel_headers() -> None:
         assert info["name"] == name[:15]
         assert info["loaded_by_uid"] == os.geteuid()
         assert info["instructions"] > 100
-    REPORTS.append(
+    note_measured(
         f"compiled and loaded in {told['load_s']:.2f} s on Linux {os.uname().release} without kernel headers"
     )
 

@@ -14,18 +14,12 @@ from typing import Any
 import psutil
 
 from tests.host.deadline import wait_until
+from tests.ports import free_port
 
 RELAYCTL = Path(sys.executable).parent / "relayctl"
-START_TIMEOUT_S = 40.0
+START_TIMEOUT_S = 90.0
 # Every process that a test starts, and all that these start, carry this in their environment.
 _MARK = "RELAYCTL_TEST_MARK"
-
-
-def free_port(kind: socket.SocketKind) -> int:
-    """A port of 127.0.0.1 that nobody holds now."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def free_udp() -> str:

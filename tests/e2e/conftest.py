@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.instance import REPORTS
 from tests.e2e.namespaces import Host, connect, hosts
 
 
@@ -34,11 +33,3 @@ def own_network() -> Iterator[Network | None]:
         connect(here, "eth0", there, "eth0", subnets)
         with here:
             yield Network(here, there)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the tests measured."""
-    if REPORTS:
-        terminalreporter.section("measured")
-        for line in REPORTS:
-            terminalreporter.line(line)

@@ -17,17 +17,12 @@ import psutil
 
 from cli.admin import ask
 from host.state_dir import StateDir
+from tests.measured import note_measured
+from tests.ports import free_port as free_port
 
 RELAYCTL = Path(sys.executable).parent / "relayctl"
-_START_TIMEOUT_S = 30.0
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM, host: str = "127.0.0.1") -> int:
-    """A port that nobody holds now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, kind) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+# Compiling, and several Pythons that start at once, on a machine that runs other tests beside.
+_START_TIMEOUT_S = 90.0
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
@@ -175,6 +170,17 @@ def udp_socket_inodes(pid: int) -> set[int]:
     return inodes & udp
 
 
+def pids_here() -> list[int]:
+    """Every process of this network namespace: in others the same ports are other ones."""
+    here = os.stat("/proc/thread-self/ns/net").st_ino
+    pids = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}/ns/net").st_ino == here:
+                pids.append(pid)
+    return pids
+
+
 def bound_ports(pids: Iterable[int]) -> set[int]:
     """Local ports of every socket that the processes hold."""
     ports = set()
@@ -184,9 +190,6 @@ def bound_ports(pids: Iterable[int]) -> set[int]:
     return ports - {0}
 
 
-REPORTS: list[str] = []
-
-
 def print_report(name: str, report: dict[str, Any]) -> None:
     """One line for people: pytest shows it at the end of the run."""
-    REPORTS.append(f"{name}: {json.dumps(report)}")
+    note_measured(f"{name}: {json.dumps(report)}")

@@ -16,7 +16,15 @@ import pytest
 
 from cli.call import EchoCall
 from host.keystore import load_keys
-from tests.e2e.instance import Instance, bound_ports, free_port, print_report, running, udp_socket_inodes
+from tests.e2e.instance import (
+    Instance,
+    bound_ports,
+    free_port,
+    pids_here,
+    print_report,
+    running,
+    udp_socket_inodes,
+)
 from tests.e2e.nat import Nat
 from wire.demux import PacketClass, classify
 from wire.stun import parse_stun_untrusted
@@ -26,11 +34,26 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @contextlib.contextmanager
+def clients_at(*hosts: str) -> Iterator[None]:
+    """Clients of this process have no other addresses.
+
+    Of a host with several, a client checks from the next one if the first check is not answered within 20 ms: a path more.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: list(hosts))
+        yield
+
+
+@contextlib.contextmanager
 def behind_nat(tmp_path: Path, *arguments: str) -> Iterator[tuple[Instance, Nat]]:
-    """An instance whose VIP is a NAT between its clients and where it listens."""
+    """An instance whose VIP is a NAT between its clients and where it listens; a client has one address."""
     listen, vip = ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
     addresses = ("--listen", f"{listen[0]}:{listen[1]}", "--vip", f"{vip[0]}:{vip[1]}")
-    with running(tmp_path / "s", *addresses, *arguments) as instance, Nat(vip, listen) as nat:
+    with (
+        running(tmp_path / "s", *addresses, *arguments) as instance,
+        Nat(vip, listen) as nat,
+        clients_at("127.0.0.1"),
+    ):
         yield instance, nat
 
 
@@ -162,6 +185,8 @@ async def test_vanished_client_is_gone_within_35_s(tmp_path: Path) -> None:
             print_report("vanished client", {"session ended after_s": round(took_s, 1)})
 
 
+# Media in real time: on a busy machine both ends send less of it.
+@pytest.mark.alone
 async def test_replayed_check_diverts_nothing(tmp_path: Path) -> None:
     with behind_nat(tmp_path) as (instance, nat):
         async with EchoCall(instance.url) as call:
@@ -204,6 +229,7 @@ async def test_client_whose_first_check_comes_from_the_losing_pair_connects(tmp_
         v4, v6 = (stack.enter_context(Nat((ip, vips[ip]), (ip, listens[ip]))) for ip in ("127.0.0.1", "::1"))
         # IPv6 is the losing pair: its first check arrives, alone; nothing ever comes back on it.
         v6.passes_down = lambda datagram: False
+        stack.enter_context(clients_at("127.0.0.1", "::1"))
         v4.passes_up = lambda datagram: bool(v6.checks)
         async with EchoCall(instance.url) as call:
             assert v6.delivered_up
@@ -224,7 +250,7 @@ async def test_sigterm_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
             instance.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(instance.process.wait, 20) == 0
             assert [pid for pid in pids if psutil.pid_exists(pid)] == []
-            assert bound_ports(psutil.pids()) & ports == set()
+            assert bound_ports(pids_here()) & ports == set()
             assert sorted(p.name for p in instance.state_dir.path.iterdir()) == [
                 "keys.json",
                 "launch.json",

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.s
 CLIENTS, INTERVAL_S = 500, 0.25
 
 
+@pytest.mark.alone
 def test_switching_loses_no_numbered_packet(own_network: Network | None, tmp_path: Path) -> None:
     need_network(own_network)
     with two_armed() as site, relay_of(site, IPV4, tmp_path) as relay:

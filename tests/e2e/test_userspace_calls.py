@@ -117,7 +117,7 @@ def test_xdp_is_refused_where_it_is_demanded(starter: Starter, tmp_path: Path) -
     command += ["--state-dir", str(tmp_path / "s"), "--interface", "eth0", "--dataplane", "xdp"]
     (tmp_path / "s").mkdir()
     os.chown(tmp_path / "s", starter.user or 0, starter.user or 0)
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert refused.returncode == 1
     assert "CAP_BPF" in refused.stderr
 

@@ -11,7 +11,7 @@ import pytest
 from tests.bench.commands import need_bcc, run_bench
 from tests.e2e.instance import print_report
 
-pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 4

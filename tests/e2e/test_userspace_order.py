@@ -21,7 +21,7 @@ from tests.e2e.instance import Instance, print_report, running, wait_until
 from tests.e2e.three_hosts import IPV4, Site, introduce, two_armed
 from tests.e2e.xdp import need_network
 
-pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.e2e, pytest.mark.netns, pytest.mark.slow]
 
 FLOWS, SECONDS, WORKERS = 300, 60.0, 2
 KILLED_AFTER_S = (8.0, 20.0, 32.0, 44.0)

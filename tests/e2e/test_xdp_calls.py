@@ -15,7 +15,7 @@ from cli.call import EchoCall
 from relay.dataplane.bpf.pins import PinDir
 from relay.dataplane.bpf.syscall import open_program
 from tests.e2e.conftest import Network
-from tests.e2e.instance import RELAYCTL, Instance, bound_ports, print_report, wait_until
+from tests.e2e.instance import RELAYCTL, Instance, bound_ports, pids_here, print_report, wait_until
 from tests.e2e.xdp import SIGNALING, VIP, attached, need_network, xdp_relay
 from wire.ufrag import ufrag_tag
 
@@ -69,7 +69,8 @@ async def test_call_is_carried_and_nothing_is_left_after_stop(
         assert not pins.exists
         with pytest.raises(FileNotFoundError):
             os.close(open_program(attachment.program_id))
-        assert bound_ports(psutil.pids()) & ports == set()
+        with network.there:
+            assert bound_ports(pids_here()) & ports == set()
 
 
 async def test_workers_hold_no_capability_and_run_as_the_user_that_is_named(
@@ -159,7 +160,7 @@ def test_stop_ends_what_a_dead_supervisor_left(own_network: Network | None, tmp_
         assert "worker-0" in stopped.stdout
         assert "XDP on eth0" in stopped.stdout
         # what has ended is still there until process 1 has reaped it
-        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 5, "end of the processes")
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 20, "end of the processes")
         assert attached(network) == []
         assert not PinDir(instance.state_dir.path).exists
         assert instance.run("stop").returncode == 3

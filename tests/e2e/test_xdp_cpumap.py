@@ -134,6 +134,7 @@ async def test_call_with_complete_checksums_is_led_to_its_worker(
     assert counted["checksum_incomplete"] == 0
 
 
+@pytest.mark.alone
 async def test_what_is_led_arrives_at_the_worker(
     own_network: Network | None, tmp_path: Path, cores: Cores
 ) -> None:

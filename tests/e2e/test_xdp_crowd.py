@@ -16,7 +16,7 @@ from tests.e2e.crowd import Crowd
 from tests.e2e.instance import Instance, print_report, wait_until
 from tests.e2e.xdp import CLIENT_IP, VIP, need_network, xdp_relay
 
-pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
 CLIENTS = 10_000
 # All of them share one address.

@@ -14,7 +14,7 @@ from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, print_report
 from tests.e2e.xdp import need_network, send_flood, xdp_relay
 
-pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
 RATE, SECONDS = 200_000, 6
 # Well-formed as far as XDP can see, of a client that nobody knows.
@@ -27,7 +27,10 @@ def python_seconds(instance: Instance) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "payload", "reason"),
-    [("junk", JUNK, "drop_not_webrtc"), ("RTP of nobody", RTP, "drop_rate_limited")],
+    [
+        pytest.param("junk", JUNK, "drop_not_webrtc", id="junk"),
+        pytest.param("RTP of nobody", RTP, "drop_rate_limited", id="RTP of nobody"),
+    ],
 )
 async def test_flood_costs_the_call_nothing(
     own_network: Network | None, tmp_path: Path, kind: str, payload: bytes, reason: str

@@ -21,7 +21,7 @@ from tests.bench.commands import need_bcc
 from tests.e2e.namespaces import Host, connect, hosts
 from wire.address import Address
 
-pytestmark = [pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
 SOURCE = Address.parse("203.0.113.66:4444")
 DESTINATION = Address.parse("203.0.113.10:3478")

@@ -20,6 +20,7 @@ from host.sockets import (
 )
 from tests.host.conftest import HoldAddress
 from tests.host.unprivileged import run_unprivileged
+from tests.ports import free_port
 from wire.address import Address
 
 Bind = Callable[[str, Address], socket.socket]
@@ -28,13 +29,6 @@ LOOPBACK = Address.parse("127.0.0.1:0")
 LOOPBACK_6 = Address.parse("[::1]:0")
 
 needs_ipv6 = pytest.mark.skipif(not is_ipv6_available(), reason="no IPv6 loopback here")
-
-
-def free_port(kind: socket.SocketKind, host: str = "127.0.0.1") -> int:
-    """A port that nobody holds on any loopback address."""
-    with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 KINDS = [

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.ports import free_port
+
 _SERVER, _CLI = "/usr/bin/redis-server", "/usr/bin/redis-cli"
 _START_TIMEOUT_S = 10.0
 
@@ -17,7 +19,7 @@ class RedisServer:
     """One process. ``arguments`` as on redis-server's command line; nothing is written to disk."""
 
     def __init__(self, directory: Path, *arguments: str, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.host, self.port = host, port or _free_port(host)
+        self.host, self.port = host, port or free_port(socket.SOCK_STREAM, host)
         self._directory = directory
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,9 +79,3 @@ def redis_server(directory: Path, *arguments: str, host: str = "127.0.0.1") -> I
         yield server
     finally:
         server.kill()
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

@@ -18,26 +18,11 @@ from relay.core.policy import Vip
 from relay.core.verdict import Verdict
 from relay.dataplane.split import Split
 from relay.slots import SlotMaker, WorkerSlot
+from tests.ports import free_port
 from wire.address import Address
 
 LOOPBACK = Address.parse("127.0.0.1:0")
 needs_ipv6 = pytest.mark.skipif(not is_ipv6_available(), reason="no IPv6 loopback here")
-
-
-def free_port(count: int = 1) -> int:
-    """The first of so many UDP ports on loopback that nobody holds."""
-    while True:
-        with closing(bind_udp("probe", LOOPBACK)) as first:
-            port = bound_address(first).port
-        probes = []
-        try:
-            probes = [bind_udp("probe", Address(LOOPBACK.host, port + n)) for n in range(count)]
-        except (AddressInUseError, OverflowError):
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-        return port
 
 
 def open_fds() -> set[str]:
@@ -63,7 +48,7 @@ def made() -> Iterator[list[WorkerSlot]]:
 
 
 def test_workers_share_the_public_port_and_each_has_a_fleet_port(vip: Vip, made: list[WorkerSlot]) -> None:
-    base = free_port(3)
+    base = free_port(count=3)
     maker = SlotMaker(config(vip, fleet_listen=[f"127.0.0.1:{base}"]), None)
     made += [maker.make(index) for index in range(3)]
     for of_slot in ([slot.public for slot in made], [slot.checks for slot in made]):
@@ -132,7 +117,7 @@ def test_all_sockets_of_all_workers_are_our_own(vip: Vip, made: list[WorkerSlot]
 
 
 def test_taken_fleet_port_is_named_and_leaves_nothing_open(vip: Vip) -> None:
-    base = free_port(2)
+    base = free_port(count=2)
     maker = SlotMaker(config(vip, fleet_listen=[f"127.0.0.1:{base}"]), None)
     with closing(bind_udp("x", Address(LOOPBACK.host, base + 1))):
         before = open_fds()
