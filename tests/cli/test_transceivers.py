@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from cli.main import EXIT_CALL_FAILED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_RUNNING, EXIT_USAGE
-from tests.cli.relayctl import RELAYCTL, Relayctl, free_port
+from tests.cli.relayctl import RELAYCTL, Relayctl
 from tests.cli.transceiver_host import TransceiverHost
 from tests.host.deadline import wait_until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

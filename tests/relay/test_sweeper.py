@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, closing
 
 import pytest
 
-from fleet.line import MAX_ENTRIES, AgentLine, RelayLine, open_line
+from fleet.line import AgentLine, RelayLine, open_line
 from relay import sweeper
 from relay.sweeper import Sweeper
 from tests.transceiver.waiting import until
@@ -152,6 +152,8 @@ async def test_agent_that_does_not_read_holds_nothing_up(monkeypatch: pytest.Mon
         async with sweeping(ours) as rig:
             await until(lambda: len(rig.tells) >= 5)
             assert len(tries) == -(-len(RECORDS) // 1024) + 2, "it is waited for once a sweep"
-            heard = len(await hear(AgentLine(theirs), MAX_ENTRIES))
-            assert 0 < heard < len(RECORDS)
-            assert rig.sweeper.untold == len(RECORDS) - heard
+            said = len(RECORDS) - rig.sweeper.untold
+            assert 0 < said < len(RECORDS)
+            agent = AgentLine(theirs)
+            assert len(await hear(agent, said)) == said
+            assert agent.receive_untrusted() == ([], []), "what was not said is counted"
