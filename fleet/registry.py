@@ -67,8 +67,7 @@ class Registry:
     async def renew(self, execute: Execute, leases: dict[str, dict[str, Any]]) -> None:
         """Write our leases, in one pipeline. Raises LinkError."""
         now = unix_s()
-        # What lapsed long ago, by anybody's clock.
-        commands: list[Command] = [("ZREMRANGEBYSCORE", self.index, "-inf", now - CLOCK_SKEW_S)]
+        commands: list[Command] = []
         for name, document in leases.items():
             try:
                 sealed = seal_lease(self._keys, name, document, int(now))
@@ -77,7 +76,10 @@ class Registry:
                 continue
             commands.append(("ZADD", self.index, now + self._lease_s, name))
             commands.append(("SET", self._key(name), sealed, "PX", int(1000 * self._lease_s)))
-        await _all(execute, self.index, commands)
+        if commands:
+            await _all(execute, self.index, commands)
+        # What lapsed long ago, by anybody's clock. By itself: a Redis that is full does this and nothing else.
+        await _all(execute, self.index, [("ZREMRANGEBYSCORE", self.index, "-inf", now - CLOCK_SKEW_S)])
 
     async def give_up(self, execute: Execute, names: list[str]) -> None:
         """Take our leases back: nobody needs to wait until they lapse. Raises LinkError."""

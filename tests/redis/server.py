@@ -6,41 +6,66 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.ports import free_port
 
 _SERVER, _CLI = "/usr/bin/redis-server", "/usr/bin/redis-cli"
+# It ends with the thread that started it, also where that one was killed.
+_ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 _START_TIMEOUT_S = 10.0
 
 
 class RedisServer:
-    """One process. ``arguments`` as on redis-server's command line; nothing is written to disk."""
+    """One process. ``arguments`` as on redis-server's command line; it writes no data to disk.
 
-    def __init__(self, directory: Path, *arguments: str, host: str = "127.0.0.1", port: int = 0) -> None:
+    config_file: of a Sentinel or a Cluster node, which write to theirs. tls: with ``certificates.py``'s files, and no plain port.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        config_file: Path | None = None,
+        tls: "TlsFiles | None" = None,
+    ) -> None:
         self.host, self.port = host, port or free_port(socket.SOCK_STREAM, host)
         self._directory = directory
-        self._arguments = arguments
+        self._arguments = [] if config_file is None else [str(config_file)]
+        self._arguments += ["--bind", self.host, "--dir", str(directory)]
+        self._cli_arguments: list[str] = []
+        if config_file is None:
+            self._arguments += ["--save", "", "--appendonly", "no"]
+        if tls is None:
+            self._arguments += ["--port", str(self.port)]
+        else:
+            self._arguments += ["--port", "0", "--tls-port", str(self.port), *tls.server_arguments]
+            self._cli_arguments += tls.cli_arguments
+        self._arguments += arguments
+        self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """As relayctl takes it."""
-        return f"redis://{self.host}:{self.port}/0"
+        return f"redis{'s' if self._tls else ''}://{self.host}:{self.port}/0"
+
+    @property
+    def log(self) -> str:
+        """What it said."""
+        return (self._directory / "redis.log").read_text()
 
     def start(self) -> None:
         """Start, and wait until it answers."""
         self._directory.mkdir(exist_ok=True)
-        command = [_SERVER, "--bind", self.host, "--port", str(self.port), "--dir", str(self._directory)]
-        command += ["--save", "", "--appendonly", "no", *self._arguments]
         with (self._directory / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self._accepts():
-            assert self._process.poll() is None, (self._directory / "redis.log").read_text()
-            assert time.monotonic() < deadline, "redis-server does not answer"
-            time.sleep(0.02)
+            self._process = subprocess.Popen(
+                [*_ENDS_WITH_US, _SERVER, *self._arguments], stdout=log, stderr=log
+            )
+        wait_for(self._accepts, _START_TIMEOUT_S, f"an answer of redis-server on {self.host}:{self.port}")
 
     def kill(self) -> None:
         """SIGKILL, as a crash; what it held is gone."""
@@ -60,22 +85,73 @@ class RedisServer:
         os.kill(self._process.pid, signal.SIGCONT)
 
     def cli(self, *arguments: str) -> str:
-        """What redis-cli prints. Raises CalledProcessError."""
-        command = [_CLI, "-h", self.host, "-p", str(self.port), "--no-auth-warning", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        """What redis-cli prints. Raises CalledProcessError; that Redis answers with an error is in what it prints."""
+        command = [_CLI, "-h", self.host, "-p", str(self.port), "--no-auth-warning", *self._cli_arguments]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    def info(self, field: str) -> str:
+        """A field of INFO."""
+        lines = (line.partition(":") for line in self.cli("INFO").splitlines())
+        return next(value.strip() for name, _, value in lines if name == field)
 
     def _accepts(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log
         with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 1):
             return True
         return False
 
 
+class TlsFiles:
+    """A certificate authority, and a certificate that it gave to a server and, where ``mutual``, to clients."""
+
+    def __init__(self, authority: Path, certificate: Path, key: Path, *, mutual: bool = False) -> None:
+        self.authority, self.certificate, self.key = authority, certificate, key
+        self.mutual = mutual
+
+    @property
+    def server_arguments(self) -> list[str]:
+        """For redis-server."""
+        return [
+            *("--tls-cert-file", str(self.certificate), "--tls-key-file", str(self.key)),
+            *("--tls-ca-cert-file", str(self.authority)),
+            *("--tls-auth-clients", "yes" if self.mutual else "no"),
+        ]
+
+    @property
+    def cli_arguments(self) -> list[str]:
+        """For redis-cli."""
+        own = ["--cert", str(self.certificate), "--key", str(self.key)] if self.mutual else []
+        return ["--tls", "--cacert", str(self.authority), *own]
+
+
 @contextlib.contextmanager
-def redis_server(directory: Path, *arguments: str, host: str = "127.0.0.1") -> Iterator[RedisServer]:
+def redis_server(
+    directory: Path, *arguments: str, host: str = "127.0.0.1", tls: TlsFiles | None = None
+) -> Iterator[RedisServer]:
     """A server for the life of the block."""
-    server = RedisServer(directory, *arguments, host=host)
-    server.start()
+    server = RedisServer(directory, *arguments, host=host, tls=tls)
     try:
+        server.start()
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def all_started(servers: list[RedisServer]) -> Iterator[None]:
+    """All of them for the life of the block."""
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.callback(server.kill)
+            server.start()
+        yield
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float, what: str) -> None:
+    """Until it is true; fails naming ``what``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.02)

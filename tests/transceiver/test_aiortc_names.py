@@ -45,6 +45,7 @@ def test_version_is_the_pinned_one(package: str) -> None:
         (RTCDtlsTransport, "_handle_rtcp_data", ["self", "data"]),
         (RTCDtlsTransport, "_register_data_receiver", ["self", "receiver"]),
         (RTCDtlsTransport, "_unregister_data_receiver", ["self", "receiver"]),
+        (RTCDtlsTransport, "_send_data", ["self", "data"]),
         (RTCDtlsTransport, "_recv_next", ["self"]),
         (RTCCertificate, "_create_ssl_context", ["self", "srtp_profiles"]),
         (RTCSctpTransport, "_handle_data", ["self", "data"]),

@@ -159,6 +159,15 @@ async def test_hang_up_during_the_handshake_raises_nothing_in_the_background(pro
     assert [str(context.get("exception")) for context in raised] == []
 
 
+async def test_message_that_is_sent_while_dtls_closes_is_lost_and_raises_nothing(process: Process) -> None:
+    async with calling() as caller:
+        session = await caller.connect(process)
+        [transport] = session._peer._RTCPeerConnection__dtlsTransports
+        assert transport._ssl is not None
+        transport._ssl.shutdown()
+        await transport._send_data(b"a retransmission")
+
+
 # consent
 
 
