@@ -138,7 +138,7 @@ def _restart(stage: Stage, redis: bool, phase_s: float) -> Round:
         for way, place in (("up", Place.CAME_UP), ("down", Place.CAME_DOWN)):
             times = stage.taps.times(place, client)
             ways[way] = _way(times, first_at(times, dead_at), served.get(worker, served_at), began_at)
-        calls.append(_call(stage, client, **ways))
+        calls.append(_call(stage, client, dead_at, **ways))
     made = _round(stage, redis, phase_s, served_at - began_at, calls)
     return replace(made, probe_interval_ms=prober.interval_ms)
 
@@ -164,7 +164,7 @@ def _take_over(stage: Stage, redis: bool, phase_s: float, *, kills: bool) -> Rou
         # A relay that lives goes on with what its transceivers send.
         down_at = first_at(times, since) if kills else None
         down = _way(times, down_at, reached_at, began_at)
-        calls.append(_call(stage, client, up=up, down=down))
+        calls.append(_call(stage, client, moved_at, up=up, down=down))
     return _round(stage, redis, phase_s, moved_at - began_at, calls)
 
 
@@ -192,7 +192,7 @@ def _restart_in_kernel(stage: Stage, redis: bool, phase_s: float) -> Round:
             gap = longest_gap([packet.at for packet in media], began_at, end)
             loss = count_lost(stage.taps.media(sent, client), media, began_at - _BEFORE_S, end)
             ways[way] = Way(gap_ms=_ms(gap), loss=loss)
-        calls.append(_call(stage, client, **ways))
+        calls.append(_call(stage, client, up_at, **ways))
     return _round(stage, redis, phase_s, up_at - began_at, calls)
 
 
@@ -278,8 +278,8 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 2)
 
 
-def _call(stage: Stage, client: Endpoint, *, up: Way, down: Way) -> CallRound:
-    is_back = client in stage.living()
+def _call(stage: Stage, client: Endpoint, since: float, *, up: Way, down: Way) -> CallRound:
+    is_back = stage.are_back([client], since)
     if not is_back:
         stage.lost.add(client)
         up, down = (replace(way, recovery_ms=None, gap_ms=None) for way in (up, down))

@@ -76,8 +76,9 @@ class Stage:
     def gather(self) -> list[Endpoint]:
         """Clients in a call that has media now; the others are lost."""
         clients = [client for client in self.taps.clients() if client not in self.lost]
-        self.wait_until_back(clients, wall_clock())
-        self.lost |= set(clients) - set(self.living())
+        since = wall_clock()
+        self.wait_until_back(clients, since)
+        self.lost |= {client for client in clients if not self.are_back([client], since)}
         return [client for client in clients if client not in self.lost]
 
     def wait_until_answered(self) -> None:
