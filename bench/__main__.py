@@ -20,7 +20,10 @@ from bench.flood.rows import print_rows
 from bench.flood.scenario import FULL_SPEED, measure_floods
 from bench.plots import draw
 from bench.progress import progress
-from bench.report import as_markdown, print_sheets, replace_block
+from bench.recovery.rounds import SCENARIOS, Scenario
+from bench.recovery.run import Wanted, measure_recovery
+from bench.recovery.tables import sheets as recovery_sheets
+from bench.report import as_markdown, print_sheets, replace_block, sheet_as_markdown, sheets
 from bench.results import FLOWS, MANY_FLOWS, OPUS, Results
 from bench.rig import Rig, rig
 from bench.stage import PEERS
@@ -65,6 +68,16 @@ def _attacks(context: click.Context, parameter: click.Parameter, text: str | Non
         if name not in by_name:
             raise click.BadParameter(f"no flood {name!r}; there are {', '.join(by_name)}")
     return [by_name[name] for name in names]
+
+
+def _scenarios(context: click.Context, parameter: click.Parameter, text: str | None) -> Sequence[Scenario]:
+    by_name = {scenario.name: scenario for scenario in SCENARIOS}
+    names = _split(text) or list(by_name)
+    for name in names:
+        if name not in by_name:
+            raise click.BadParameter(f"no scenario {name!r}; there are {', '.join(by_name)}")
+    # Those of one data path beside each other.
+    return [scenario for name, scenario in by_name.items() if name in names]
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,7 +248,7 @@ def _show(results: Results, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(results.to_json(), indent=1))
     else:
-        print_sheets(results)
+        print_sheets(sheets(results))
 
 
 @click.group(invoke_without_command=True)
@@ -298,6 +311,45 @@ def flood(seconds: float, rate: int, only: Sequence[Attack], as_json: bool, mark
         print(as_flood_markdown(rows))
     else:
         print_rows(rows)
+
+
+@main.command()
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Of each column.")
+@click.option(
+    "--only", metavar="A,B", callback=_scenarios, help=f"These: {', '.join(one.name for one in SCENARIOS)}."
+)
+@click.option("--calls", type=click.IntRange(0, 50), default=6, show_default=True, help="Of aiortc.")
+@click.option("--tabs", type=click.IntRange(0, 10), default=2, show_default=True, help="Of Chromium.")
+@click.option("--redis/--no-redis", default=True, help="Whether there is a column with Redis.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the times of kills.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output in place of tables.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON there as well.")
+@click.option("--markdown", is_flag=True, help="The tables as they are in docs/performance.md.")
+def recovery(
+    only: Sequence[Scenario], as_json: bool, out: Path | None, markdown: bool, **wanted: Any
+) -> None:
+    """How long calls are without media when a relay is killed or its VIP moves, with Redis and without (some minutes)."""
+    if os.geteuid() != 0:
+        raise click.ClickException("network namespaces and XDP need root")
+    if not wanted["calls"] + wanted["tabs"]:
+        raise click.UsageError("--calls 0 --tabs 0 leaves nobody to measure")
+    _end_as_interrupted()
+    remove_stale()
+    with progress("recovery") as shown:
+        found = measure_recovery(Wanted(scenarios=only, **wanted), shown)
+    document = json.dumps(found.to_json(), indent=1)
+    if out:
+        out.write_text(document + "\n")
+    if as_json:
+        print(document)
+    elif markdown:
+        for sheet in recovery_sheets(found):
+            print("\n".join(sheet_as_markdown(sheet)) + "\n")
+    else:
+        print_sheets(recovery_sheets(found))
+    for played in found.played:
+        if played.why_not:
+            raise click.ClickException(f"{played.scenario.name}: {played.why_not}")
 
 
 @main.command()

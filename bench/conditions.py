@@ -14,18 +14,25 @@ from bench.stage import OPUS_MIX
 _REPOSITORY = Path(__file__).parents[1]
 
 
-def describe(rig: Rig, *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Of this machine, now."""
+def machine() -> dict[str, Any]:
+    """This machine, now, and what of the project runs on it."""
     return {
         "when": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "relayctl": version("relayctl"),
-        "commit": _output("git", "-C", str(_REPOSITORY), "describe", "--always", "--dirty"),
+        "commit": output("git", "-C", str(_REPOSITORY), "describe", "--always", "--dirty"),
         "kernel": platform.release(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "load_1_min": round(os.getloadavg()[0], 2),
+    }
+
+
+def describe(rig: Rig, *, rounds: int, seconds: float) -> dict[str, Any]:
+    """Of a run on a rig."""
+    return {
+        **machine(),
         "core": rig.core,
         "harness_core": rig.harness_core,
-        "load_1_min": round(os.getloadavg()[0], 2),
         "path": "three network namespaces, two veth pairs, native XDP; IPv4",
         "core_shared_by": "generator, relay and sink",
         "arrival": "singly: each packet has gone all its way before the next is made",
@@ -35,9 +42,9 @@ def describe(rig: Rig, *, rounds: int, seconds: float) -> dict[str, Any]:
         "rounds": rounds,
         "discarded_rounds": 1 if rounds > 1 else 0,
         "seconds": seconds,
-        "go": _output("go", "version"),
-        "nginx": _output("nginx", "-v").removeprefix("nginx version: "),
-        "coturn": _output("turnserver", "--version"),
+        "go": output("go", "version"),
+        "nginx": output("nginx", "-v").removeprefix("nginx version: "),
+        "coturn": output("turnserver", "--version"),
     }
 
 
@@ -48,7 +55,7 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
     """The first line that a command prints; empty where it is missing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -38,10 +38,10 @@ def sheets(results: Results) -> list[Sheet]:
     return [sheet for sheet in made if sheet.rows]
 
 
-def print_sheets(results: Results) -> None:
+def print_sheets(made: Sequence[Sheet]) -> None:
     """To standard output; nothing is cut."""
     console = Console()
-    for sheet in sheets(results):
+    for sheet in made:
         table = Table(title=sheet.title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for index, column in enumerate(sheet.columns):
             table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
@@ -62,12 +62,17 @@ def as_markdown(results: Results, images: Sequence[str]) -> str:
         "",
     ]
     for sheet in sheets(results):
-        parts += [f"### {sheet.title}", "", _markdown_row(sheet.columns)]
-        parts.append(_markdown_row(["---", *["--:"] * (len(sheet.columns) - 1)]))
-        parts += [*map(_markdown_row, sheet.rows), ""]
+        parts += [*sheet_as_markdown(sheet), ""]
     for image in images:
         parts += [f"![{Path(image).stem.replace('-', ' ')}]({image})", ""]
     return "\n".join([*parts, END])
+
+
+def sheet_as_markdown(sheet: Sheet) -> list[str]:
+    """Lines of a heading and a table."""
+    lines = [f"### {sheet.title}", "", _markdown_row(sheet.columns)]
+    lines.append(_markdown_row(["---", *["--:"] * (len(sheet.columns) - 1)]))
+    return [*lines, *map(_markdown_row, sheet.rows)]
 
 
 def replace_block(document: str, block: str) -> str:

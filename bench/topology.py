@@ -59,9 +59,9 @@ class Host:
         link: Any = self.ip.get_links(self.index(interface))[0]
         return str(link.get_attr("IFLA_ADDRESS"))
 
-    def add_address(self, interface: str, address: Address) -> None:
-        """In a network of 254 hosts."""
-        self.ip.addr("add", index=self.index(interface), address=str(address.ip), prefixlen=24)
+    def add_address(self, interface: str, address: Address, prefix_length: int = 24) -> None:
+        """In a network of 254 hosts, or of another size."""
+        self.ip.addr("add", index=self.index(interface), address=str(address.ip), prefixlen=prefix_length)
 
     def add_neighbour(self, interface: str, address: Address, mac: str) -> None:
         """One that is never asked for."""
@@ -78,12 +78,16 @@ class Host:
         with self:
             Path("/proc/sys", name).write_text(value)
 
-    def set_gro(self, interface: str, *, on: bool) -> None:
-        """A veth takes redirected frames only while it has an XDP program, or GRO on."""
+    def set_offload(self, interface: str, feature: str, *, on: bool) -> None:
+        """As ``ethtool -K``, with the kernel's name of the feature."""
         with self, Ethtool() as ethtool:
             features = ethtool.get_features(interface)
-            features.features["rx-gro"].enable = on
+            features.features[feature].enable = on
             ethtool.set_features(interface, features)
+
+    def set_gro(self, interface: str, *, on: bool) -> None:
+        """A veth takes redirected frames only while it has an XDP program, or GRO on."""
+        self.set_offload(interface, "rx-gro", on=on)
 
     def close(self) -> None:
         """Remove the namespace with its interfaces."""
@@ -109,17 +113,24 @@ class Topology:
 
 
 @contextlib.contextmanager
-def topology() -> Iterator[Topology]:
-    """Three hosts for the life of the block."""
+def hosts(*roles: str) -> Iterator[list[Host]]:
+    """Hosts of this process for the life of the block; a run that was killed leaves names that ``remove_stale`` knows."""
     run = uuid.uuid4().hex[:6]
     with contextlib.ExitStack() as stack:
-        hosts = []
-        for role in ("client", "relay", "transceiver"):
-            hosts.append(Host(f"{_PREFIX}-{os.getpid()}-{run}-{role}"))
-            stack.callback(hosts[-1].close)
-        made = Topology(*hosts)
-        _connect(made.client, ETH, made.relay, PUBLIC)
-        _connect(made.transceiver, ETH, made.relay, FLEET)
+        made = []
+        for role in roles:
+            made.append(Host(f"{_PREFIX}-{os.getpid()}-{run}-{role}"))
+            stack.callback(made[-1].close)
+        yield made
+
+
+@contextlib.contextmanager
+def topology() -> Iterator[Topology]:
+    """Three hosts for the life of the block."""
+    with contextlib.ExitStack() as stack:
+        made = Topology(*stack.enter_context(hosts("client", "relay", "transceiver")))
+        connect(made.client, ETH, made.relay, PUBLIC)
+        connect(made.transceiver, ETH, made.relay, FLEET)
         _configure(made)
         yield made
 
@@ -135,7 +146,8 @@ def remove_stale() -> list[str]:
     return stale
 
 
-def _connect(left: Host, left_interface: str, right: Host, right_interface: str) -> None:
+def connect(left: Host, left_interface: str, right: Host, right_interface: str) -> None:
+    """A veth pair between two hosts, up."""
     suffix = uuid.uuid4().hex[:6]
     with IPRoute() as ip:
         ends = (f"l{suffix}", f"r{suffix}")

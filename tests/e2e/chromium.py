@@ -1,22 +1,15 @@
-"""A real Chromium on the demo page: launched, called with, and asked what it sent, heard and lost."""
+"""A real Chromium on the demo page: called with, and asked what it sent, heard and lost."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import Page
 
+from bench.chromium import CONNECT_TIMEOUT_S, as_secure, chromium
 from tests.e2e.instance import Instance, wait_until
 
-_CHROMIUM = "/usr/bin/chromium"
-_FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
-    "--autoplay-policy=no-user-gesture-required",
-]
-_CONNECT_TIMEOUT_S = 30.0
 _COUNTS_INTERVAL_MS = 100
 # Of the selected pair, its consent checks (RFC 7675); `lost_up` is what the far end's reports say.
 _COUNTS = """async () => {
@@ -35,22 +28,6 @@ _COUNTS = """async () => {
         echoes: relayDemo.echoes,
     };
 }"""
-
-
-@contextlib.contextmanager
-def chromium(profile: Path, *flags: str) -> Iterator[BrowserContext]:
-    """A Chromium with a fake microphone that beeps, and a new profile."""
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=_CHROMIUM,
-            args=[*_FLAGS, *flags],
-            viewport={"width": 1280, "height": 860},
-        )
-        try:
-            yield context
-        finally:
-            context.close()
 
 
 class PageCall:
@@ -89,13 +66,13 @@ def page_call(instance: Instance, profile: Path) -> Iterator[PageCall]:
         if message.type == "error":
             problems.append(message.text)
 
-    with chromium(profile, f"--unsafely-treat-insecure-origin-as-secure={origin}") as context:
+    with chromium(profile, as_secure(origin)) as context:
         page = context.pages[0]
         page.on("console", note)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(f"{origin}/#token={instance.token}")
         page.click("#call")
-        page.wait_for_selector('#state[data-state="connected"]', timeout=_CONNECT_TIMEOUT_S * 1000)
+        page.wait_for_selector('#state[data-state="connected"]', timeout=CONNECT_TIMEOUT_S * 1000)
         yield PageCall(page)
         assert page.get_attribute("#state", "data-state") == "connected"
         page.click("#call")

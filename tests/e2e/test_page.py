@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from tests.e2e.chromium import chromium
+from bench.chromium import as_secure, chromium
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, free_port, print_report, running, wait_until
 
@@ -36,7 +36,7 @@ def served(network: Network | None, state_dir: Path) -> Iterator[tuple[Instance,
         yield (
             instance,
             f"{origin}/#token={token}",
-            [f"--unsafely-treat-insecure-origin-as-secure={origin}"],
+            [as_secure(origin)],
             vips,
         )
 
