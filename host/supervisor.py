@@ -158,8 +158,7 @@ class Supervisor:
                 await admin.wait_closed()
 
     async def _start(self) -> None:
-        for service in self._services:
-            await self._processes[service.name].start()
+        await asyncio.gather(*(self._processes[service.name].start() for service in self._services))
         for service in self._services:
             await service.take_over()
 

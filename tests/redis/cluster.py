@@ -5,8 +5,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.host.deadline import wait_until
 from tests.ports import free_port
-from tests.redis.server import RedisServer, all_started, wait_for
+from tests.redis.server import RedisServer, all_started
 
 _SLOTS = 16_384
 _MASTERS = 3
@@ -49,10 +50,10 @@ class RedisCluster:
             master.cli("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
         for node, bus_port in zip(others, self._bus_ports[1:], strict=True):
             assert first.cli("CLUSTER", "MEET", node.host, str(node.port), str(bus_port)) == "OK"
-        wait_for(self._knows_all, _READY_TIMEOUT_S, "nodes that know of each other")
+        wait_until(self._knows_all, "nodes that know of each other", _READY_TIMEOUT_S)
         for master, replica in zip(self.masters, self.nodes[_MASTERS:], strict=True):
             assert replica.cli("CLUSTER", "REPLICATE", master.cli("CLUSTER", "MYID")) == "OK"
-        wait_for(self.is_whole, _READY_TIMEOUT_S, "a Cluster with replicas in step")
+        wait_until(self.is_whole, "a Cluster with replicas in step", _READY_TIMEOUT_S)
 
     def is_whole(self) -> bool:
         """Every slot is served, and every replica is in step with its master."""

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.redis.server import RedisServer, all_started, wait_for
+from tests.host.deadline import wait_until
+from tests.redis.server import RedisServer, all_started
 
 SERVICE = "flows"
 _QUORUM = 2
@@ -60,7 +61,7 @@ class SentinelSet:
             in_sight = all(k["num-slaves"] == "1" and k["num-other-sentinels"] == "2" for k in known)
             return in_sight and self.servers[1].info("master_link_status") == "up"
 
-        wait_for(is_ready, _READY_TIMEOUT_S, "Sentinels that know of all")
+        wait_until(is_ready, "Sentinels that know of all", _READY_TIMEOUT_S)
 
 
 @contextlib.contextmanager

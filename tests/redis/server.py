@@ -5,10 +5,10 @@ import os
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from tests.host.deadline import wait_until
 from tests.ports import free_port
 
 _SERVER, _CLI = "/usr/bin/redis-server", "/usr/bin/redis-cli"
@@ -65,7 +65,7 @@ class RedisServer:
             self._process = subprocess.Popen(
                 [*_ENDS_WITH_US, _SERVER, *self._arguments], stdout=log, stderr=log
             )
-        wait_for(self._accepts, _START_TIMEOUT_S, f"an answer of redis-server on {self.host}:{self.port}")
+        wait_until(self._accepts, f"an answer of redis-server on {self.host}:{self.port}", _START_TIMEOUT_S)
 
     def kill(self) -> None:
         """SIGKILL, as a crash; what it held is gone."""
@@ -147,11 +147,3 @@ def all_started(servers: list[RedisServer]) -> Iterator[None]:
             stack.callback(server.kill)
             server.start()
         yield
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float, what: str) -> None:
-    """Until it is true; fails naming ``what``."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
-        time.sleep(0.02)

@@ -9,12 +9,13 @@ import psutil
 import pytest
 import redis
 
+from tests.host.deadline import wait_until
 from tests.redis.certificates import make_tls_files
 from tests.redis.cluster import redis_cluster
 from tests.redis.noise import ANSWERS, noise_server
 from tests.redis.proxy import slow_proxy
 from tests.redis.sentinel import sentinel_set
-from tests.redis.server import redis_server, wait_for
+from tests.redis.server import redis_server
 
 pytestmark = pytest.mark.slow
 
@@ -73,10 +74,10 @@ def test_sentinels_make_the_replica_master(tmp_path: Path) -> None:
         old, new = sentinels.servers
         assert sentinels.master() is old
         old.cli("SET", "a", "1")
-        wait_for(lambda: new.cli("GET", "a") == "1", 2, "the value at the replica")
+        wait_until(lambda: new.cli("GET", "a") == "1", "the value at the replica", 2)
         old.kill()
-        wait_for(lambda: sentinels.master() is new, 10, "a new master")
-        wait_for(lambda: new.cli("SET", "a", "2") == "OK", 2, "a master that takes writes")
+        wait_until(lambda: sentinels.master() is new, "a new master", 10)
+        wait_until(lambda: new.cli("SET", "a", "2") == "OK", "a master that takes writes", 2)
     assert _redis_processes() == 0
 
 
@@ -88,9 +89,9 @@ def test_cluster_goes_on_without_a_master(tmp_path: Path) -> None:
             client.set(f"key {number}", number)
         client.close()
         held = first.cli("DBSIZE")
-        wait_for(lambda: replica.cli("DBSIZE") == held != "0", 2, "what it holds at its replica")
+        wait_until(lambda: replica.cli("DBSIZE") == held != "0", "what it holds at its replica", 2)
         first.kill()
-        wait_for(lambda: replica.info("role") == "master", 15, "its replica as master")
+        wait_until(lambda: replica.info("role") == "master", "its replica as master", 15)
         assert replica.cli("DBSIZE") == held
     assert _redis_processes() == 0
 
