@@ -35,6 +35,8 @@ logger = logging.getLogger("fleet.agent")
 # Three times what 100,000 flows that wait need: a hostile Redis must not take the host's memory.
 _MAX_DATA_BYTES = 256 * 1024 * 1024
 _TICK_S = 0.25
+# A Redis that comes and goes, as one at the edge of its memory does, has everything told no more often.
+_AGAIN_PAUSE_S = 2.0
 # A supervisor that says nothing for so long does not live, nor should its leases; one that asks a process that hangs takes 5 s.
 _PRESENCE_TIMEOUT_S = 7.0
 _GOODBYE_S = 0.5
@@ -48,6 +50,8 @@ class Agent:
         self._lines = [AgentLine(socket.socket(fileno=fd)) for fd in settings.line_fds]
         # Lines that have not heard yet that everything is to be told again.
         self._owed: set[AgentLine] = set()
+        # When it may be asked for.
+        self._again_from = 0.0
         self._own_leases: dict[str, dict[str, Any]] = {}
         self._heard_at = 0.0
         self._renew = asyncio.Event()
@@ -136,10 +140,11 @@ class Agent:
         self._owed.update(self._lines)
 
     async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             self._cache.note_state()
-            # At most once a tick: a Redis that comes and goes costs no more.
-            if self._owed:
+            if self._owed and loop.time() >= self._again_from:
+                self._again_from = loop.time() + _AGAIN_PAUSE_S
                 self._cache.counts["again"] += 1
                 self._owed = {
                     line for line in self._owed if line in self._lines and not line.want_everything()

@@ -109,7 +109,7 @@ class SentinelServers:
                 troubles.append(str(trouble))
             # The next one is asked first from now on.
             self._sentinels = [other for other in self._sentinels if other != sentinel] + [sentinel]
-        raise LinkError(Trouble.AWAY, f"no Sentinel names a master: {'; '.join(troubles)}")
+        raise LinkError(Trouble.AWAY, f"no Sentinel names a master: {'; '.join(dict.fromkeys(troubles))}")
 
     def doubt(self) -> None:
         """A new connection asks anew."""

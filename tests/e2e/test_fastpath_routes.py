@@ -19,7 +19,7 @@ from tests.e2e.three_hosts import (
 )
 from tests.e2e.xdp import mac_of, need_network
 
-pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
 CLIENTS, INTERVAL_S = 100, 0.1
 PER_S = CLIENTS / INTERVAL_S

@@ -22,20 +22,21 @@ from wire.admin import encode_message
 # start
 
 
-async def test_services_start_in_order_and_each_is_ready_before_the_next(
+async def test_services_start_side_by_side_and_take_over_once_all_are_ready(
     bench: Bench, programs: Programs
 ) -> None:
-    first = FakeService("first", [programs.spec(GOOD), programs.spec(GOOD)], [])
+    history: History = []
+    first = FakeService("first", [programs.spec(GOOD), programs.spec(GOOD)], history)
     seen: list[str] = []
 
     def settings() -> dict[str, Any]:
         seen.extend(process.state.value for process in first.processes)
         return {}
 
-    second = FakeService("second", [programs.spec(GOOD, settings=settings)], [])
+    second = FakeService("second", [programs.spec(GOOD, settings=settings)], history)
     await bench.start_and_wait(first, second)
-    assert seen == ["ready", "ready"]
-    assert [process.state.value for process in second.processes] == ["ready"]
+    assert "ready" not in seen, "nobody waits for the first one"
+    assert history == [("take over", "first", "ready", "ready"), ("take over", "second", "ready")]
     await bench.end()
 
 
