@@ -1,5 +1,6 @@
 # make setup   install what relayctl and its tests need (root, once); idempotent
 # make demo    start relay and transceivers, place a call, show the page; CHECK=1 exits after the report
+# make demo-recovery   kill the relay of live calls, with Redis and without, and see the gaps (root, a minute)
 # make test    everything that CI runs
 # make bench   measure this relay beside others (root, about 15 minutes); writes bench-results.json
 # make check   lint, types, import contracts only
@@ -19,7 +20,7 @@ export DEBIAN_FRONTEND := noninteractive
 WITHOUT_SERVICES = policy=/usr/sbin/policy-rc.d; \
 	if [ ! -e $$policy ]; then printf '\#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi
 
-.PHONY: help setup demo bench test check pytest clean
+.PHONY: help setup demo demo-recovery bench test check pytest clean
 
 help:
 	@sed -n '/^SHELL/q;s/^# //p' Makefile
@@ -46,6 +47,9 @@ $(VENV)/.complete: pyproject.toml Makefile
 
 demo: setup
 	@$(BIN)/relayctl demo $(if $(CHECK),--check)
+
+demo-recovery: setup
+	@$(BIN)/python -m bench recovery --only restart,takeover --rounds 1 --calls 2 --tabs 1
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench --out bench-results.json
