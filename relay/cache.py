@@ -29,22 +29,22 @@ class RefreshRounds:
         self._flows = flows
         self._round_s = round_s
         self._next_row = 0
-        self._is_hurried = False
+        # Of a round in a hurry.
+        self._rows_owed = 0
 
-    def begin_anew(self, now: float) -> None:
-        """Tell everything now, as fast as packets allow."""
-        self.due, self._next_row, self._is_hurried = now, 0, True
+    def tell_again(self, now: float) -> None:
+        """Tell everything now, as fast as packets allow: once around from here, so that who asks often hears of all."""
+        self.due, self._rows_owed = now, self._flows.row_count
 
     def take(self, now: float) -> list[bytes]:
         """Records of the next slice, when it is due."""
         if now < self.due:
             return []
         begin, rows = self._next_row, self._flows.row_count
-        slice_s = _HURRIED_SLICE_S if self._is_hurried else self._round_s / max(1, -(-rows // _SLICE_ROWS))
+        slice_s = _HURRIED_SLICE_S if self._rows_owed > 0 else self._round_s / max(1, -(-rows // _SLICE_ROWS))
         self.due = now + slice_s
-        self._next_row += _SLICE_ROWS
-        if self._next_row >= rows:
-            self._next_row, self._is_hurried = 0, False
+        self._rows_owed -= _SLICE_ROWS
+        self._next_row = begin + _SLICE_ROWS if begin + _SLICE_ROWS < rows else 0
         # What was silent for a whole round is not refreshed: it ends soon, or has ended.
         return self._flows.records(begin, begin + _SLICE_ROWS, now - self._round_s)
 
@@ -91,7 +91,7 @@ class WorkerCache:
             else:
                 self._recall.receive_not_found(name, now)
         if again and self._rounds is not None:
-            self._rounds.begin_anew(now)
+            self._rounds.tell_again(now)
         return bool(findings) or again or not self._line.is_closed
 
     def end_turn(self, now: float) -> None:

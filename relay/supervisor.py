@@ -325,6 +325,10 @@ class RelayService:
             _, again = self._line.receive()
         except (WireError, ValueError):  # an agent that was broken into ends no supervisor
             return
+        if self._line.is_closed:
+            asyncio.get_running_loop().remove_reader(self._line.fileno())
+            logger.error("the agent of the cache has closed its lines; `relayctl restart` makes new ones")
+            return
         # Without XDP each worker is told by its own.
         if again and self._sweeper is not None:
             self._sweeper.tell_again()
