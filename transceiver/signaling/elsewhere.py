@@ -37,18 +37,35 @@ class Transceiver:
         )
 
 
-def usable(leases: Iterable[Mapping[str, Any]]) -> list[Transceiver]:
-    """Those of other hosts' leases that take sessions, the least loaded first, a bounded number."""
+def usable(leases: Iterable[Mapping[str, Any]], machine: str) -> list[Transceiver]:
+    """Those of other hosts' leases that take sessions, the least loaded first, a bounded number.
+
+    machine: this one's, as leases of hosts on it say; empty if it is not known.
+    """
     found = []
     for lease in leases:
         try:
             transceiver = Transceiver.from_message(lease)
-            is_usable = lease["state"] == "ready" and lease["expires_s"] > 0
+            is_usable = (
+                lease["kind"] == "transceiver"
+                and lease["state"] == "ready"
+                and lease["expires_s"] > 0
+                and (not _is_local(transceiver.internal_http) or _is_of(machine, lease))
+            )
         except (KeyError, TypeError, ValueError):  # another version's
             continue
         if is_usable and 0 <= transceiver.sessions < transceiver.max_sessions:
             found.append(transceiver)
     return sorted(found, key=lambda t: t.sessions / t.max_sessions)[:MAX_TRANSCEIVERS]
+
+
+def _is_local(address: Address) -> bool:
+    """Whether it leads every machine to itself."""
+    return address.ip.is_loopback or address.ip.is_unspecified  # a connection to 0.0.0.0 goes to 127.0.0.1
+
+
+def _is_of(machine: str, lease: Mapping[str, Any]) -> bool:
+    return bool(machine) and lease.get("machine") == machine
 
 
 class Elsewhere:
