@@ -95,6 +95,7 @@ class Changes:
             self._check_not_over()
             before = sum(slot.wanted is not Wanted.REMOVED for slot in self._slots.values())
             for slot in list(self._slots.values()):
+                self._check_not_over()
                 if slot.index < count:
                     if slot.wanted is Wanted.REMOVED and await self._is_left(slot):
                         await self._start(slot)
@@ -102,6 +103,7 @@ class Changes:
                     self._want(slot, Wanted.REMOVED, deadline)
                 elif drain_s is not None:
                     slot.deadline = deadline
+            self._check_not_over()
             taken = {slot.index for slot in self._slots.values()}
             await self._add([index for index in range(count) if index not in taken])
         return before
@@ -176,9 +178,11 @@ class Changes:
             await process.start()
 
     async def _is_left(self, slot: TransceiverSlot) -> bool:
-        """Whether the slot is still there, once a process that is ending has ended."""
+        """Whether the slot is still there, once a process that is ending has ended. Raises OperatorError if the host is to end."""
         if slot.is_ending and slot.changing is not None:
             await asyncio.wait({slot.changing})
+        # The end of the host cancels that task, which wakes us.
+        self._check_not_over()
         return slot.name in self._slots
 
     async def _add(self, indexes: Sequence[int]) -> None:
