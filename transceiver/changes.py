@@ -167,10 +167,10 @@ class Changes:
     async def _start(self, slot: TransceiverSlot) -> None:
         if not await self._is_left(slot):
             raise OperatorError(f"{slot.name} was removed; `relayctl transceivers scale` makes it anew")
+        process = self._process(slot)
         _cancel(slot)
         slot.wanted, slot.deadline = Wanted.SERVING, None
         self._board.admit(slot.index, True)
-        process = self._process(slot)
         if process.state is ProcessState.STOPPED:
             self._http.listen(BACKLOG)
             slot.reopen()
@@ -209,9 +209,15 @@ class Changes:
         logger.info("%s is removed", slot.name)
 
     def _forget(self, slot: TransceiverSlot) -> None:
-        self._slots.pop(slot.name, None)
-        self._board.admit(slot.index, False)
-        self._board.open(slot.index, 0)
+        # Its number, and so its cell of the board, may soon be another slot's.
+        if slot.changing is not asyncio.current_task():
+            _cancel(slot)
+        if (
+            self._slots.get(slot.name) is slot
+        ):  # else it was never told of, or the service has closed everything
+            del self._slots[slot.name]
+            self._board.admit(slot.index, False)
+            self._board.open(slot.index, 0)
         slot.close()
 
     def _shut(self, slot: TransceiverSlot) -> None:
@@ -225,7 +231,10 @@ class Changes:
             shut(self._http)
 
     def _process(self, slot: TransceiverSlot) -> Process:
-        return next(process for process in self._processes if process.spec.name == slot.name)
+        for process in self._processes:
+            if process.spec.name == slot.name:
+                return process
+        raise OperatorError(f"{slot.name} has no process any more")
 
 
 def _cancel(slot: TransceiverSlot) -> None:

@@ -18,7 +18,7 @@ from host.supervisor import ProcessGroup
 from tests.host.deadline import until
 from transceiver.changes import Changes
 from transceiver.config import TransceiverConfig
-from transceiver.load_board import LoadBoard, create_board_fd
+from transceiver.load_board import Load, LoadBoard, create_board_fd
 from transceiver.slots import SlotMaker, TransceiverSlot, Wanted
 from wire.address import Address
 
@@ -165,3 +165,55 @@ async def test_new_ones_that_come_up_while_the_host_ends_take_no_calls(bench: Be
     (failure,) = await asyncio.gather(scaling, return_exceptions=True)
     assert isinstance(failure, StartError) == fails
     assert not any(bench.cell(index).is_admitted for index in range(3))
+
+
+# a start that fails
+
+
+@pytest.mark.parametrize("has_sessions", [False, True])
+async def test_stop_of_one_whose_start_fails_leaves_its_number_to_the_next(
+    bench: Bench, has_sessions: bool
+) -> None:
+    scaling = asyncio.create_task(bench.changes.scale(3, None))
+    await until(lambda: len(bench.made) == 3, "it is being started")
+    failing = bench.made[2]
+    if has_sessions:
+        bench.cell(2).publish(Load(sessions=1, connected=0, limit=1))
+    bench.changes.stop(["transceiver-2"], 60)
+    stopping = bench.slots["transceiver-2"].changing
+    assert stopping is not None
+    failing.fails = True
+    failing.may_start.set()
+    with pytest.raises(StartError):
+        await asyncio.wait_for(scaling, 5)
+    assert "transceiver-2" not in bench.slots
+    scaling = asyncio.create_task(bench.changes.scale(3, None))
+    await until(lambda: len(bench.made) == 4, "another takes its number")
+    bench.made[3].may_start.set()
+    await asyncio.wait_for(scaling, 5)
+    bench.cell(2).close_process(2)
+    await asyncio.wait_for(asyncio.wait({stopping}), 5)
+    assert stopping.done()
+    assert bench.port(2) == bench.slots["transceiver-2"].internal_http.port
+    assert bench.cell(2).is_admitted
+
+
+async def test_start_that_fails_after_everything_was_closed_touches_nothing(bench: Bench) -> None:
+    scaling = asyncio.create_task(bench.changes.scale(3, None))
+    await until(lambda: len(bench.made) == 3, "it is being started")
+    bench.changes.drain_all()
+    slot = bench.slots.pop("transceiver-2")
+    bench.cell(2).open(2, 7)
+    bench.made[2].fails = True
+    bench.made[2].may_start.set()
+    with pytest.raises(StartError):
+        await asyncio.wait_for(scaling, 5)
+    assert slot.udp.fileno() == -1
+    assert bench.port(2) == 7
+
+
+async def test_slot_without_a_process_is_explained(bench: Bench) -> None:
+    (process,) = [process for process in bench.group if process.spec.name == "transceiver-1"]
+    await bench.group.remove([process])
+    with pytest.raises(OperatorError, match="transceiver-1 has no process"):
+        await bench.changes.start(["transceiver-1"])
