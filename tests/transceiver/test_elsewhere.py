@@ -102,10 +102,23 @@ def test_sessions_that_were_given_count_until_the_next_word() -> None:
     given = []
     while (best := elsewhere.best(0.0)) is not None:
         given.append(best.port)
-        elsewhere.note_given(best)
+        elsewhere.note_given(best, 0.0)
     assert given == [1, 1, 1, 2, 1, 2]
     elsewhere.update(two)
     assert elsewhere.best(0.0) == at(1)
+
+
+def test_sessions_that_were_given_lapse_without_another_word() -> None:
+    """Where they end before the next lease, it is the same as the one before, and nobody hears of it."""
+    elsewhere = Elsewhere()
+    elsewhere.update([Transceiver(at(1), 0, 2)])
+    elsewhere.note_given(at(1), 0.0)
+    elsewhere.note_given(at(1), 3.0)
+    assert elsewhere.best(4.9) is None
+    assert elsewhere.best(5.1) == at(1)
+    elsewhere.note_given(at(1), 5.1)
+    assert elsewhere.best(7.9) is None
+    assert elsewhere.best(8.1) == at(1)
 
 
 def test_one_that_failed_is_left_alone_for_a_while_whatever_its_lease_says() -> None:

@@ -1,10 +1,14 @@
 """Transceivers of other hosts that may take a session when none of this host does. Pure: ``now`` is monotonic seconds.
 
-What is known of them is as old as their leases, so each session that one was given counts until the next word, and one
-that failed is left alone for a while.
+What is known of them is as old as their leases, so each session that one was given counts until the next word, and at most
+until a lease must have told of it: the next one may be no news, if the session has ended by then. One that failed is left
+alone for a while.
+
+What is passed on carries the fleet's credential. An address such as 127.0.0.1 is another process on each machine, so it is
+used only where the lease says that it is of this one.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +17,8 @@ from wire.address import Address
 
 MAX_TRANSCEIVERS = 16
 _FAILED_FOR_S = 5.0
+# Hosts tell of themselves every second, or two under load, and look as often.
+_GIVEN_FOR_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class Elsewhere:
 
     def __init__(self) -> None:
         self._transceivers: list[Transceiver] = []
-        self._given: Counter[Address] = Counter()
+        # Until when each counts, the first to lapse first.
+        self._given: deque[tuple[float, Address]] = deque()
         self._failed_until: dict[Address, float] = {}
 
     def update(self, transceivers: list[Transceiver]) -> None:
@@ -84,17 +91,20 @@ class Elsewhere:
     def best(self, now: float, tried: Collection[Address] = ()) -> Address | None:
         """The least loaded one that is not among ``tried``; None if there is none."""
         self._failed_until = {address: until for address, until in self._failed_until.items() if until > now}
+        while self._given and self._given[0][0] <= now:
+            self._given.popleft()
+        given = Counter(address for _, address in self._given)
         loads = {
-            t.internal_http: (t.sessions + self._given[t.internal_http]) / t.max_sessions
+            t.internal_http: (t.sessions + given[t.internal_http]) / t.max_sessions
             for t in self._transceivers
             if t.internal_http not in tried and t.internal_http not in self._failed_until
         }
         best = min(loads, key=lambda address: loads[address], default=None)
         return best if best is not None and loads[best] < 1 else None
 
-    def note_given(self, address: Address) -> None:
+    def note_given(self, address: Address, now: float) -> None:
         """It took a session."""
-        self._given[address] += 1
+        self._given.append((now + _GIVEN_FOR_S, address))
 
     def note_failed(self, address: Address, now: float) -> None:
         """It did not, for whatever reason."""
