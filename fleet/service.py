@@ -7,11 +7,13 @@ told of other hosts is what was heard last, for as long as their leases last.
 import asyncio
 import contextlib
 import datetime
+import hashlib
 import logging
 import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from fleet.config import RedisConfig
@@ -27,6 +29,7 @@ from wire.keys import KeyRing
 
 logger = logging.getLogger(__name__)
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Slots that a relay may have (relay.config.MAX_WORKERS), each with a line.
 MAX_LINES = 64
 _BEAT_S = 1.0
@@ -55,6 +58,7 @@ class FleetService:
     ) -> None:
         self.host_id = secrets.token_hex(8)
         self.host_name = socket.gethostname()
+        self.machine = _machine()
         self._config = config
         self._cluster_id = cluster_id
         self._keys = keys
@@ -62,6 +66,7 @@ class FleetService:
         self._host = {
             "host_id": self.host_id,
             "host_name": self.host_name,
+            "machine": self.machine,
             "version": version,
             "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
@@ -103,7 +108,7 @@ class FleetService:
         self._sources.append(source)
 
     def on_leases(self, listener: LeasesListener) -> None:
-        """Call with the transceivers of other hosts that take sessions now, whenever that may have changed."""
+        """Call with the living leases of other hosts' transceivers, whenever they may have changed; also of those that are full."""
         self._listeners.append(listener)
 
     def others(self) -> list[dict[str, Any]]:
@@ -263,17 +268,14 @@ class FleetService:
     def _tell_listeners(self) -> None:
         if not self._listeners:
             return
-        taking = [
+        transceivers = [
             lease
             for lease in self.others()
-            if lease["kind"] == "transceiver"
-            and lease["host_id"] != self.host_id
-            and lease["state"] == "ready"
-            and lease["sessions"] < lease["max_sessions"]
+            if lease["kind"] == "transceiver" and lease["host_id"] != self.host_id
         ]
         for listener in self._listeners:
             try:
-                listener(taking)
+                listener(transceivers)
             except Exception:  # a defect of a listener must not silence this host
                 logger.exception("a listener of leases failed")
 
@@ -311,6 +313,18 @@ class FleetService:
         with contextlib.suppress(ConfigError):
             self._secrets = self._config.read_secrets()
         return self._secrets != before
+
+
+def _machine() -> str:
+    """The same for all that runs under this kernel, and another after a boot; empty if it does not tell.
+
+    A loopback address in a lease means something only there.
+    """
+    try:
+        boot_id = _BOOT_ID.read_bytes()
+    except OSError:
+        return ""
+    return hashlib.sha256(boot_id.strip()).hexdigest()[:16]
 
 
 def _parse(flag: str, text: str) -> Address:

@@ -95,6 +95,7 @@ class Changes:
             self._check_not_over()
             before = sum(slot.wanted is not Wanted.REMOVED for slot in self._slots.values())
             for slot in list(self._slots.values()):
+                self._check_not_over()
                 if slot.index < count:
                     if slot.wanted is Wanted.REMOVED and await self._is_left(slot):
                         await self._start(slot)
@@ -102,6 +103,7 @@ class Changes:
                     self._want(slot, Wanted.REMOVED, deadline)
                 elif drain_s is not None:
                     slot.deadline = deadline
+            self._check_not_over()
             taken = {slot.index for slot in self._slots.values()}
             await self._add([index for index in range(count) if index not in taken])
         return before
@@ -165,10 +167,10 @@ class Changes:
     async def _start(self, slot: TransceiverSlot) -> None:
         if not await self._is_left(slot):
             raise OperatorError(f"{slot.name} was removed; `relayctl transceivers scale` makes it anew")
+        process = self._process(slot)
         _cancel(slot)
         slot.wanted, slot.deadline = Wanted.SERVING, None
         self._board.admit(slot.index, True)
-        process = self._process(slot)
         if process.state is ProcessState.STOPPED:
             self._http.listen(BACKLOG)
             slot.reopen()
@@ -176,9 +178,11 @@ class Changes:
             await process.start()
 
     async def _is_left(self, slot: TransceiverSlot) -> bool:
-        """Whether the slot is still there, once a process that is ending has ended."""
+        """Whether the slot is still there, once a process that is ending has ended. Raises OperatorError if the host is to end."""
         if slot.is_ending and slot.changing is not None:
             await asyncio.wait({slot.changing})
+        # The end of the host cancels that task, which wakes us.
+        self._check_not_over()
         return slot.name in self._slots
 
     async def _add(self, indexes: Sequence[int]) -> None:
@@ -205,9 +209,15 @@ class Changes:
         logger.info("%s is removed", slot.name)
 
     def _forget(self, slot: TransceiverSlot) -> None:
-        self._slots.pop(slot.name, None)
-        self._board.admit(slot.index, False)
-        self._board.open(slot.index, 0)
+        # Its number, and so its cell of the board, may soon be another slot's.
+        if slot.changing is not asyncio.current_task():
+            _cancel(slot)
+        if (
+            self._slots.get(slot.name) is slot
+        ):  # else it was never told of, or the service has closed everything
+            del self._slots[slot.name]
+            self._board.admit(slot.index, False)
+            self._board.open(slot.index, 0)
         slot.close()
 
     def _shut(self, slot: TransceiverSlot) -> None:
@@ -221,7 +231,10 @@ class Changes:
             shut(self._http)
 
     def _process(self, slot: TransceiverSlot) -> Process:
-        return next(process for process in self._processes if process.spec.name == slot.name)
+        for process in self._processes:
+            if process.spec.name == slot.name:
+                return process
+        raise OperatorError(f"{slot.name} has no process any more")
 
 
 def _cancel(slot: TransceiverSlot) -> None:

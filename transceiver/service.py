@@ -128,7 +128,7 @@ class TransceiverService:
         )
         if self._fleet is not None:
             self._fleet.announce(partial(self._presence, processes))
-            self._fleet.on_leases(partial(self._follow_others, processes))
+            self._fleet.on_leases(partial(self._follow_others, processes, self._fleet.machine))
 
         async def sessions() -> list[dict[str, Any]]:
             pairs = list(self._pairs(processes))
@@ -233,9 +233,9 @@ class TransceiverService:
             ]
         }
 
-    def _follow_others(self, processes: ProcessGroup, leases: list[dict[str, Any]]) -> None:
+    def _follow_others(self, processes: ProcessGroup, machine: str, leases: list[dict[str, Any]]) -> None:
         """Tell our processes which transceivers of other hosts may take a session, where that has changed."""
-        elsewhere = usable(leases)
+        elsewhere = usable(leases, machine)
         if elsewhere == self._elsewhere:
             return
         self._elsewhere = elsewhere

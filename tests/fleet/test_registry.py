@@ -70,9 +70,11 @@ async def test_hosts_know_of_each_other(redis: RedisServer, tmp_path: Path) -> N
         announce(there, theirs)
         here.service.on_leases(heard.append)
         await until(lambda: heard and heard[-1], "the other's transceiver")
-        (taking,) = heard[-1]
-        assert taking["address"] == "10.0.1.8:5000"
-        assert taking["host_id"] == there.service.host_id
+        (other,) = heard[-1]
+        assert other["address"] == "10.0.1.8:5000"
+        assert other["host_id"] == there.service.host_id
+        # Both run under one kernel.
+        assert other["machine"] == here.service.machine != ""
         await until(lambda: len(there.service.others()) == 4, "all leases")
         fleet = await here.methods["fleet"]()
         json.dumps(fleet)
@@ -83,12 +85,11 @@ async def test_hosts_know_of_each_other(redis: RedisServer, tmp_path: Path) -> N
         assert [relay["here"] for relay in fleet["relays"]] == [True, False]
         assert (fleet["sessions"], fleet["max_sessions"], fleet["load"]) == (8, 400, 0.02)
         assert fleet["redis"]["state"] == "connected"
-        # Signaling gives it no session any more, and soon.
+        # Signaling decides which take sessions: it hears of all, and soon.
         theirs["state"] = "draining"
-        await until(lambda: not heard[-1], "no transceiver that takes sessions")
+        await until(lambda: [t["state"] for t in heard[-1]] == ["draining"], "the new state")
         theirs |= {"state": "ready", "sessions": 200}
-        await until(lambda: there.service.others()[0]["state"] == "ready", "the new state")
-        assert not heard[-1]  # full
+        await until(lambda: [t["sessions"] for t in heard[-1]] == [200], "a full transceiver")
     with redis_py.Redis(redis.host, redis.port) as client:
         assert client.keys("*") == []  # they have said goodbye
 

@@ -100,7 +100,7 @@ class SessionResources:
             tried.append(transceiver)
             made = await self._create_at(transceiver, offer)
             if made is not None:
-                self._elsewhere.note_given(transceiver)
+                self._elsewhere.note_given(transceiver, time.monotonic())
                 return made
             self._elsewhere.note_failed(transceiver, time.monotonic())
         return None
