@@ -159,11 +159,13 @@ class Agent:
                 async with asyncio.timeout(self._lease_s / 4):
                     await self._renew.wait()
             self._renew.clear()
-            with contextlib.suppress(LinkError):
+            with contextlib.suppress(LinkError, TimeoutError):
                 if self._own_leases and loop.time() - self._heard_at < _PRESENCE_TIMEOUT_S:
-                    await self._cache.registry.renew(self._cache.write, self._own_leases)
-            with contextlib.suppress(LinkError):
-                leases = await self._cache.registry.read(self._cache.read)
+                    async with asyncio.timeout(self._lease_s / 2):
+                        await self._cache.registry.renew(self._cache.write, self._own_leases)
+            with contextlib.suppress(LinkError, TimeoutError):
+                async with asyncio.timeout(self._lease_s / 2):
+                    leases = await self._cache.registry.read(self._cache.read)
                 if self._channel is not None:
                     self._channel.send_event("leases", leases=leases)
 

@@ -134,7 +134,9 @@ class Lane(Generic[Item]):
                     self._fail(LinkError(Trouble.AWAY, f"a defect in the lane to {self.node}; see the log"))
         finally:
             self._drop_link()
-            self._abandon_all(LinkError(Trouble.AWAY, f"{self.node} is asked no more"))
+            # Whoever still has this lane is told so at once.
+            self.breaker.trip(time.monotonic(), str(self._farewell()))
+            self._abandon_all(self._farewell())
 
     async def _take_turn(self) -> None:
         if not self.breaker.is_closed:
@@ -174,7 +176,12 @@ class Lane(Generic[Item]):
         self._wake.clear()
         if self._errands:
             commands, done, is_vital = self._errands.popleft()
-            outcome = await self._attempt(commands, is_vital=is_vital)
+            try:
+                outcome = await self._attempt(commands, is_vital=is_vital)
+            except BaseException:
+                if not done.done():
+                    done.set_exception(self._farewell())
+                raise
             if done.done():
                 return
             if isinstance(outcome, LinkError):
@@ -262,6 +269,9 @@ class Lane(Generic[Item]):
         self._servers.doubt()
         if self.breaker.trip(time.monotonic(), str(trouble)):
             self._abandon_all(trouble)
+
+    def _farewell(self) -> LinkError:
+        return LinkError(Trouble.AWAY, f"{self.node} is asked no more")
 
     def _abandon_all(self, trouble: LinkError) -> None:
         while self._errands:

@@ -1,10 +1,16 @@
-"""The agent as a process of its own: what it does when its supervisor dies."""
+"""The agent: as a process of its own, when its supervisor dies; and its chores one by one."""
 
 import asyncio
+import contextlib
 import socket
 import sys
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from fleet.agent import Agent
 from fleet.line import Found, RelayLine, open_line
 from fleet.settings import AgentSettings
 from host.channel import STREAM_LIMIT, Channel
@@ -63,3 +69,70 @@ async def test_it_serves_until_the_last_worker_is_gone(redis: RedisServer, tmp_p
             await agent.wait()
         for relay_end, _ in lines:
             relay_end.close()
+
+
+class FakeChannel:
+    """The supervisor's; ``sent`` are the events that it got."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.sent: list[str] = []
+
+    def send_event(self, event: str, **params: Any) -> None:
+        self.sent.append(event)
+
+
+class AgentBench:
+    """An agent with two lines, whose chores a test begins by itself."""
+
+    def __init__(self) -> None:
+        lines = [open_line() for _ in range(2)]
+        self.workers = [relay_end for relay_end, _ in lines]
+        self.channel = FakeChannel()
+        settings = AgentSettings(
+            redis=config("redis://127.0.0.1:1", lease_s=2.0),
+            secrets=config("").read_secrets(),
+            cluster_id=1,
+            keys=KEYS,
+            line_fds=tuple(agent_end.detach() for _, agent_end in lines),
+        )
+        self.agent = Agent(settings, None)
+        self.agent._channel = self.channel  # type: ignore[assignment]
+
+    @property
+    def lines(self) -> list[RelayLine]:
+        return [RelayLine(worker) for worker in self.workers]
+
+
+@pytest.fixture
+def bench() -> Iterator[AgentBench]:
+    bench = AgentBench()
+    yield bench
+    for end in (*bench.workers, *bench.agent._lines):
+        end.close()
+
+
+@contextlib.asynccontextmanager
+async def under_way(chore: Coroutine[Any, Any, None]) -> Any:
+    task = asyncio.create_task(chore)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_renewal_that_hangs_does_not_end_the_leases(
+    bench: AgentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: Any) -> None:
+        await asyncio.sleep(600)
+
+    async def read(*_: Any) -> list[dict[str, Any]]:
+        return []
+
+    monkeypatch.setattr(bench.agent._cache.registry, "renew", hang)
+    monkeypatch.setattr(bench.agent._cache.registry, "read", read)
+    bench.agent.follow_supervisor({"event": "presence", "leases": {"relay:1": {"state": "running"}}})
+    async with under_way(bench.agent._keep_leases()):
+        await until(lambda: "leases" in bench.channel.sent, "others' leases are told", 5)

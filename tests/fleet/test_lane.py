@@ -209,6 +209,34 @@ async def test_a_key_that_has_moved_raises_a_doubt(bench: Bench) -> None:
     assert bench.counts["moved"] == 1
 
 
+async def test_an_errand_under_way_at_a_server_that_is_gone_ends(bench: Bench) -> None:
+    bench.writes.follow()
+    (lane,) = bench.writes
+    await until(lambda: lane.is_working, "it works")
+    bench.servers.hangs = True
+    errand = asyncio.create_task(bench.writes.execute(b"key", [("GET", "key")]))
+    await until(lambda: bench.servers.work, "it is under way")
+    bench.servers.nodes = frozenset()
+    bench.writes.follow()
+    with pytest.raises(LinkError, match="asked no more"):
+        await asyncio.wait_for(errand, 1)
+    # Nor does one wait that comes to it later.
+    with pytest.raises(LinkError, match="asked no more"):
+        await asyncio.wait_for(lane.execute([("GET", "key")]), 1)
+
+
+async def test_a_defect_loses_no_errand(bench: Bench) -> None:
+    def fail(commands: Sequence[Command]) -> list[Reply]:
+        raise RuntimeError("a defect")
+
+    bench.writes.follow()
+    (lane,) = bench.writes
+    await until(lambda: lane.is_working, "it works")
+    bench.servers.answer = fail
+    with pytest.raises(LinkError):
+        await asyncio.wait_for(bench.writes.execute(b"key", [("GET", "key")]), 1)
+
+
 async def test_a_server_that_is_gone_takes_its_questions_along(bench: Bench) -> None:
     bench.servers.hangs = True
     bench.reads.follow()
