@@ -170,7 +170,7 @@ class Lane(Generic[Item]):
         except LinkError as trouble:
             self._fail(trouble)
         else:
-            await self._attempt([self._refused or _PING])
+            await self._attempt([_harmless(self._refused) if self._refused else _PING])
 
     async def _work_off(self) -> None:
         self._wake.clear()
@@ -287,6 +287,16 @@ class Lane(Generic[Item]):
         if self._link is not None:
             self._link.close()
             self._link = None
+
+
+def _harmless(refused: Command) -> Command:
+    """What a server refuses for the same reasons, and which undoes nothing that others have written since.
+
+    A SET becomes one of an empty value, which nobody takes for an entry, where there is none.
+    """
+    if refused[0] != "SET":
+        return refused
+    return ("SET", refused[1], b"", "EX", 1, "NX")
 
 
 async def _in_time(seconds: float, work: Coroutine[Any, Any, list[Reply]]) -> list[Reply]:
