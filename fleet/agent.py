@@ -48,10 +48,12 @@ class Agent:
     def __init__(self, settings: AgentSettings, tls: ssl.SSLContext | None) -> None:
         self._cache = FleetCache(settings, tls, on_again=self._want_everything)
         self._lines = [AgentLine(socket.socket(fileno=fd)) for fd in settings.line_fds]
-        # Lines that have not heard yet that everything is to be told again.
-        self._owed: set[AgentLine] = set()
+        # Redis may lack what it was told: `again` is due.
+        self._wants_everything = False
         # When it may be asked for.
         self._again_from = 0.0
+        # Lines that have not got it yet: their queue is full, or the last one is unread, as in the line of no worker.
+        self._owed: set[AgentLine] = set()
         self._own_leases: dict[str, dict[str, Any]] = {}
         self._heard_at = 0.0
         self._renew = asyncio.Event()
@@ -124,11 +126,15 @@ class Agent:
             # Whoever broke into a worker: others have the same line after it.
             self._cache.counts["malformed"] += 1
         if self._channel is not None and self._channel.is_closed and line.is_closed:
-            asyncio.get_running_loop().remove_reader(line.fileno())
-            self._lines.remove(line)
-            line.close()
+            self._drop(line)
             if not self._lines:
                 self._ending.set()
+
+    def _drop(self, line: AgentLine) -> None:
+        asyncio.get_running_loop().remove_reader(line.fileno())
+        self._lines.remove(line)
+        self._owed.discard(line)
+        line.close()
 
     def _follow_chore(self, chore: asyncio.Task[None]) -> None:
         """One that failed ends the agent: the supervisor starts another."""
@@ -137,18 +143,18 @@ class Agent:
             self._ending.set()
 
     def _want_everything(self) -> None:
-        self._owed.update(self._lines)
+        self._wants_everything = True
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             self._cache.note_state()
-            if self._owed and loop.time() >= self._again_from:
+            if self._wants_everything and loop.time() >= self._again_from:
                 self._again_from = loop.time() + _AGAIN_PAUSE_S
+                self._wants_everything = False
                 self._cache.counts["again"] += 1
-                self._owed = {
-                    line for line in self._owed if line in self._lines and not line.want_everything()
-                }
+                self._owed.update(self._lines)
+            self._owed = {line for line in self._owed if not line.want_everything()}
             await asyncio.sleep(_TICK_S)
 
     async def _keep_leases(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fleet.agent import Agent
-from fleet.line import Found, RelayLine, open_line
+from fleet.line import Finding, Found, RelayLine, open_line
 from fleet.settings import AgentSettings
 from host.channel import STREAM_LIMIT, Channel
 from tests.fleet.bench import KEYS, config, flow
@@ -120,6 +120,57 @@ async def under_way(chore: Coroutine[Any, Any, None]) -> Any:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def agains(worker: socket.socket) -> int:
+    """How many wait in a worker's line."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while worker.recv(65_536) == b"R":
+            count += 1
+    return count
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.agent._AGAIN_PAUSE_S", 0.0)
+    monkeypatch.setattr("fleet.agent._TICK_S", 0.001)
+
+
+@pytest.mark.usefixtures("no_pause")
+async def test_a_line_that_nobody_reads_gets_one_again(bench: AgentBench) -> None:
+    agent, (reader, unread) = bench.agent, bench.workers
+    counts = agent._cache.counts
+    heard = 0
+    async with under_way(agent._tick()):
+        for wanted in range(1, 21):
+            agent._want_everything()
+            await until(lambda wanted=wanted: counts["again"] == wanted, "a round", 2)
+            await until(lambda: not agent._owed - {agent._lines[1]}, "the one that is read has it", 2)
+            heard += agains(reader)
+        await asyncio.sleep(0.05)
+        assert heard == 20
+        assert agains(unread) == 1
+        # Whoever reads there now has missed some, and is told so once.
+        await until(lambda: not agent._owed, "it has it, too", 2)
+        assert agains(unread) == 1
+    assert counts["again"] == 20
+
+
+@pytest.mark.usefixtures("no_pause")
+async def test_a_line_whose_queue_is_full_gets_it_later_and_it_is_counted_once(bench: AgentBench) -> None:
+    agent, (worker, _) = bench.agent, bench.workers
+    findings = [Finding(flow().name, Found.MISS)]
+    while not agent._lines[0].answer(findings):
+        pass
+    async with under_way(agent._tick()):
+        agent._want_everything()
+        await asyncio.sleep(0.05)
+        assert agent._cache.counts["again"] == 1
+        await until(lambda: RelayLine(worker).receive()[1], "it is asked for", 2)
+        await asyncio.sleep(0.05)
+    assert agains(worker) == 0
+    assert agent._cache.counts["again"] == 1
 
 
 async def test_a_renewal_that_hangs_does_not_end_the_leases(
