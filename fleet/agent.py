@@ -60,6 +60,7 @@ class Agent:
         self._lease_s = settings.redis.lease_s
         self._ending = asyncio.Event()
         self._channel: Channel | None = None
+        self._has_reported_shut_line = False
 
     async def run(self, channel: Channel) -> None:
         """Serve until SIGTERM, or without a supervisor until nobody has a line."""
@@ -116,6 +117,7 @@ class Agent:
         await channel.run()
         if not self._ending.is_set():
             logger.warning("the supervisor is gone; serving until the last worker is")
+        self._end_if_alone()
 
     def _receive(self, line: AgentLine) -> None:
         try:
@@ -125,10 +127,20 @@ class Agent:
         except WireError:
             # Whoever broke into a worker: others have the same line after it.
             self._cache.counts["malformed"] += 1
-        if self._channel is not None and self._channel.is_closed and line.is_closed:
+        if line.is_closed:
             self._drop(line)
-            if not self._lines:
-                self._ending.set()
+            # The supervisor has every line's other end, and may be just about to be gone.
+            asyncio.get_running_loop().call_later(_GOODBYE_S, self._report_shut_line)
+            self._end_if_alone()
+
+    def _end_if_alone(self) -> None:
+        if self._channel is not None and self._channel.is_closed and not self._lines:
+            self._ending.set()
+
+    def _report_shut_line(self) -> None:
+        if self._channel is not None and not self._channel.is_closed and not self._has_reported_shut_line:
+            self._has_reported_shut_line = True
+            logger.warning("a worker has shut its line down, and hears of no flows until the relay restarts")
 
     def _drop(self, line: AgentLine) -> None:
         asyncio.get_running_loop().remove_reader(line.fileno())

@@ -107,8 +107,8 @@ class AgentLine:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nobody has the other end any more: the supervisor and the worker are gone."""
-        return _is_hung_up(self._socket)
+        """Whether nobody has the other end any more, or somebody has shut it down: nothing will come."""
+        return _is_hung_up(self._socket, select.POLLRDHUP)
 
     def close(self) -> None:
         """Close this end."""
@@ -141,10 +141,10 @@ class AgentLine:
         return told, asked
 
 
-def _is_hung_up(sock: socket.socket) -> bool:
+def _is_hung_up(sock: socket.socket, events: int = 0) -> bool:
     # An empty message reads as an end does; anybody may send one.
     poll = select.poll()
-    poll.register(sock, 0)
+    poll.register(sock, events)
     return bool(poll.poll(0))
 
 

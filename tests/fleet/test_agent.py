@@ -78,6 +78,9 @@ class FakeChannel:
         self.is_closed = False
         self.sent: list[str] = []
 
+    async def run(self) -> None:
+        """It has ended."""
+
     def send_event(self, event: str, **params: Any) -> None:
         self.sent.append(event)
 
@@ -171,6 +174,27 @@ async def test_a_line_whose_queue_is_full_gets_it_later_and_it_is_counted_once(b
         await asyncio.sleep(0.05)
     assert agains(worker) == 0
     assert agent._cache.counts["again"] == 1
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR])
+async def test_a_line_that_a_worker_shuts_down_keeps_nobody_busy(
+    bench: AgentBench, how: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fleet.agent._GOODBYE_S", 0.01)
+    agent = bench.agent
+    loop = asyncio.get_running_loop()
+    for line in agent._lines:
+        loop.add_reader(line.fileno(), agent._receive, line)
+    for left in (1, 0):
+        bench.workers[left].shutdown(how)
+        await until(lambda left=left: len(agent._lines) == left, "the agent reads it no more", 2)
+    await asyncio.sleep(0.1)
+    assert [record.message[:33] for record in caplog.records] == ["a worker has shut its line down, "]
+    assert not agent._ending.is_set()
+    # Only a line of somebody who lives keeps an agent without a supervisor.
+    bench.channel.is_closed = True
+    await agent._serve_supervisor(bench.channel)  # type: ignore[arg-type]
+    assert agent._ending.is_set()
 
 
 async def test_a_renewal_that_hangs_does_not_end_the_leases(
