@@ -17,7 +17,7 @@ from typing import Any
 from fleet.flow_cache import CLOCK_SKEW_S, unix_s
 from fleet.redis_client import Command, LinkError, Reply
 from wire.errors import WireError
-from wire.keys import KeyRing
+from wire.keys import KeyRing, RecordKeys
 from wire.lease import MAX_LEASE_BYTES, open_lease_untrusted, seal_lease
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,9 @@ _FIELDS: dict[str, dict[str, type]] = {
 class Registry:
     """Our leases there, and everybody's here."""
 
-    def __init__(self, keys: KeyRing, cluster_id: int, lease_s: float, counts: Counter[str]) -> None:
+    def __init__(
+        self, keys: KeyRing | RecordKeys, cluster_id: int, lease_s: float, counts: Counter[str]
+    ) -> None:
         self.index = f"relayctl:{cluster_id}:{{fleet}}".encode()
         self._keys = keys
         self._lease_s = lease_s

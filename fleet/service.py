@@ -61,7 +61,7 @@ class FleetService:
         self.machine = _machine()
         self._config = config
         self._cluster_id = cluster_id
-        self._keys = keys
+        self._keys = keys.record_keys()
         self._user = user
         self._host = {
             "host_id": self.host_id,

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ async def test_it_serves_until_the_last_worker_is_gone(redis: RedisServer, tmp_p
         redis=config(redis.url),
         secrets=config(redis.url).read_secrets(),
         cluster_id=1,
-        keys=KEYS,
+        keys=KEYS.record_keys(),
         line_fds=agent_fds,
     )
     ours, theirs = socket.socketpair()
@@ -96,7 +97,7 @@ class AgentBench:
             redis=config("redis://127.0.0.1:1", lease_s=2.0),
             secrets=config("").read_secrets(),
             cluster_id=1,
-            keys=KEYS,
+            keys=KEYS.record_keys(),
             line_fds=tuple(agent_end.detach() for _, agent_end in lines),
         )
         self.agent = Agent(settings, None)
@@ -111,8 +112,10 @@ class AgentBench:
 def bench() -> Iterator[AgentBench]:
     bench = AgentBench()
     yield bench
-    for end in (*bench.workers, *bench.agent._lines):
-        end.close()
+    for worker in bench.workers:
+        worker.close()
+    for line in bench.agent._lines:
+        line.close()
 
 
 @contextlib.asynccontextmanager
@@ -148,7 +151,7 @@ async def test_a_line_that_nobody_reads_gets_one_again(bench: AgentBench) -> Non
     async with under_way(agent._tick()):
         for wanted in range(1, 21):
             agent._want_everything()
-            await until(lambda wanted=wanted: counts["again"] == wanted, "a round", 2)
+            await until(partial(lambda wanted: counts["again"] == wanted, wanted), "a round", 2)
             await until(lambda: not agent._owed - {agent._lines[1]}, "the one that is read has it", 2)
             heard += agains(reader)
         await asyncio.sleep(0.05)
@@ -187,7 +190,7 @@ async def test_a_line_that_a_worker_shuts_down_keeps_nobody_busy(
         loop.add_reader(line.fileno(), agent._receive, line)
     for left in (1, 0):
         bench.workers[left].shutdown(how)
-        await until(lambda left=left: len(agent._lines) == left, "the agent reads it no more", 2)
+        await until(partial(lambda left: len(agent._lines) == left, left), "the agent reads it no more", 2)
     await asyncio.sleep(0.1)
     assert [record.message[:33] for record in caplog.records] == ["a worker has shut its line down, "]
     assert not agent._ending.is_set()
