@@ -48,16 +48,19 @@ class Agent:
     def __init__(self, settings: AgentSettings, tls: ssl.SSLContext | None) -> None:
         self._cache = FleetCache(settings, tls, on_again=self._want_everything)
         self._lines = [AgentLine(socket.socket(fileno=fd)) for fd in settings.line_fds]
-        # Lines that have not heard yet that everything is to be told again.
-        self._owed: set[AgentLine] = set()
+        # Redis may lack what it was told: `again` is due.
+        self._wants_everything = False
         # When it may be asked for.
         self._again_from = 0.0
+        # Lines that have not got it yet: their queue is full, or the last one is unread, as in the line of no worker.
+        self._owed: set[AgentLine] = set()
         self._own_leases: dict[str, dict[str, Any]] = {}
         self._heard_at = 0.0
         self._renew = asyncio.Event()
         self._lease_s = settings.redis.lease_s
         self._ending = asyncio.Event()
         self._channel: Channel | None = None
+        self._has_reported_shut_line = False
 
     async def run(self, channel: Channel) -> None:
         """Serve until SIGTERM, or without a supervisor until nobody has a line."""
@@ -114,6 +117,7 @@ class Agent:
         await channel.run()
         if not self._ending.is_set():
             logger.warning("the supervisor is gone; serving until the last worker is")
+        self._end_if_alone()
 
     def _receive(self, line: AgentLine) -> None:
         try:
@@ -123,12 +127,26 @@ class Agent:
         except WireError:
             # Whoever broke into a worker: others have the same line after it.
             self._cache.counts["malformed"] += 1
-        if self._channel is not None and self._channel.is_closed and line.is_closed:
-            asyncio.get_running_loop().remove_reader(line.fileno())
-            self._lines.remove(line)
-            line.close()
-            if not self._lines:
-                self._ending.set()
+        if line.is_closed:
+            self._drop(line)
+            # The supervisor has every line's other end, and may be just about to be gone.
+            asyncio.get_running_loop().call_later(_GOODBYE_S, self._report_shut_line)
+            self._end_if_alone()
+
+    def _end_if_alone(self) -> None:
+        if self._channel is not None and self._channel.is_closed and not self._lines:
+            self._ending.set()
+
+    def _report_shut_line(self) -> None:
+        if self._channel is not None and not self._channel.is_closed and not self._has_reported_shut_line:
+            self._has_reported_shut_line = True
+            logger.warning("a worker has shut its line down, and hears of no flows until the relay restarts")
+
+    def _drop(self, line: AgentLine) -> None:
+        asyncio.get_running_loop().remove_reader(line.fileno())
+        self._lines.remove(line)
+        self._owed.discard(line)
+        line.close()
 
     def _follow_chore(self, chore: asyncio.Task[None]) -> None:
         """One that failed ends the agent: the supervisor starts another."""
@@ -137,18 +155,18 @@ class Agent:
             self._ending.set()
 
     def _want_everything(self) -> None:
-        self._owed.update(self._lines)
+        self._wants_everything = True
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             self._cache.note_state()
-            if self._owed and loop.time() >= self._again_from:
+            if self._wants_everything and loop.time() >= self._again_from:
                 self._again_from = loop.time() + _AGAIN_PAUSE_S
+                self._wants_everything = False
                 self._cache.counts["again"] += 1
-                self._owed = {
-                    line for line in self._owed if line in self._lines and not line.want_everything()
-                }
+                self._owed.update(self._lines)
+            self._owed = {line for line in self._owed if not line.want_everything()}
             await asyncio.sleep(_TICK_S)
 
     async def _keep_leases(self) -> None:
@@ -159,11 +177,13 @@ class Agent:
                 async with asyncio.timeout(self._lease_s / 4):
                     await self._renew.wait()
             self._renew.clear()
-            with contextlib.suppress(LinkError):
+            with contextlib.suppress(LinkError, TimeoutError):
                 if self._own_leases and loop.time() - self._heard_at < _PRESENCE_TIMEOUT_S:
-                    await self._cache.registry.renew(self._cache.write, self._own_leases)
-            with contextlib.suppress(LinkError):
-                leases = await self._cache.registry.read(self._cache.read)
+                    async with asyncio.timeout(self._lease_s / 2):
+                        await self._cache.registry.renew(self._cache.write, self._own_leases)
+            with contextlib.suppress(LinkError, TimeoutError):
+                async with asyncio.timeout(self._lease_s / 2):
+                    leases = await self._cache.registry.read(self._cache.read)
                 if self._channel is not None:
                     self._channel.send_event("leases", leases=leases)
 

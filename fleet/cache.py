@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fleet.breaker import BreakerState
@@ -106,7 +107,7 @@ class FleetCache:
 
     async def get(self, client: Address, vip: Address) -> dict[str, Any]:
         """What Redis has of a flow: see describe_entry."""
-        return await describe_entry(self._rules, self.read, client, vip)
+        return await describe_entry(self._rules, partial(self._reads.execute, is_vital=False), client, vip)
 
     def use_secrets(self, password: str, sentinel_password: str) -> None:
         """For the next connections; one that was refused is tried now."""
@@ -209,7 +210,8 @@ def _quantiles(lanes: Lanes[Any]) -> dict[str, float | None]:
 async def _describe_server(lane: Lane[Any]) -> dict[str, Any]:
     described: dict[str, Any] = {"server": str(lane.node), "error": ""}
     try:
-        keys, info = await lane.execute([("DBSIZE",), ("INFO",)])
+        # An ACL that permits neither is good enough for look-ups.
+        keys, info = await lane.execute([("DBSIZE",), ("INFO",)], is_vital=False)
         for reply in (keys, info):
             if isinstance(reply, LinkError):
                 raise reply

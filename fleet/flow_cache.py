@@ -18,7 +18,7 @@ from fleet.redis_client import Command, LinkError, Reply, Trouble
 from wire.address import Address
 from wire.errors import WireError
 from wire.flow_record import SEALED_BYTES, FlowRecord, open_flow_untrusted, seal_flow
-from wire.keys import KeyRing
+from wire.keys import KeyRing, RecordKeys
 from wire.spp import parse_flow_name
 
 # Hosts' clocks differ, and Redis may be late to forget.
@@ -40,7 +40,7 @@ def unix_s() -> float:
 class CacheRules:
     """cluster_id: other clusters may share the Redis. ttl_s: how long an entry lives after it was told."""
 
-    keys: KeyRing
+    keys: KeyRing | RecordKeys
     cluster_id: int
     ttl_s: int
 

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from fleet.breaker import Breaker
 from fleet.redis_client import Command, Link, LinkError, Node, Reply, Trouble
@@ -56,6 +56,12 @@ class LaneRules:
     gather_s: float = 0.0
 
 
+class _Errand(NamedTuple):
+    commands: list[Command]
+    done: asyncio.Future[list[Reply]]
+    is_vital: bool
+
+
 class Lane(Generic[Item]):
     """See the top of this file. ``on_return``: it works (again); what Redis holds may be old."""
 
@@ -79,7 +85,7 @@ class Lane(Generic[Item]):
         self._rules = rules
         self._counts = counts
         self._on_return = on_return
-        self._errands: deque[tuple[list[Command], asyncio.Future[list[Reply]]]] = deque()
+        self._errands: deque[_Errand] = deque()
         self._link: Link | None = None
         self._wake = asyncio.Event()
         # What was refused last: a probe tries that again, as a PING would be answered by a server that is full.
@@ -100,12 +106,15 @@ class Lane(Generic[Item]):
         self.pending[key] = item
         self._wake.set()
 
-    async def execute(self, commands: list[Command]) -> list[Reply]:
-        """A pipeline of its own, before what waits. Raises LinkError, at once while the breaker is open."""
+    async def execute(self, commands: list[Command], *, is_vital: bool = True) -> list[Reply]:
+        """A pipeline of its own, before what waits. Raises LinkError, at once while the breaker is open.
+
+        ``is_vital``: without it the lane is of no use, so the breaker opens where all of it is refused.
+        """
         if not self.breaker.is_closed:
             raise LinkError(Trouble.AWAY, self.breaker.error)
         done: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
-        self._errands.append((commands, done))
+        self._errands.append(_Errand(commands, done, is_vital))
         self._wake.set()
         return await done
 
@@ -125,7 +134,9 @@ class Lane(Generic[Item]):
                     self._fail(LinkError(Trouble.AWAY, f"a defect in the lane to {self.node}; see the log"))
         finally:
             self._drop_link()
-            self._abandon_all(LinkError(Trouble.AWAY, f"{self.node} is asked no more"))
+            # Whoever still has this lane is told so at once.
+            self.breaker.trip(time.monotonic(), str(self._farewell()))
+            self._abandon_all(self._farewell())
 
     async def _take_turn(self) -> None:
         if not self.breaker.is_closed:
@@ -159,13 +170,18 @@ class Lane(Generic[Item]):
         except LinkError as trouble:
             self._fail(trouble)
         else:
-            await self._attempt([self._refused or _PING])
+            await self._attempt([_harmless(self._refused) if self._refused else _PING])
 
     async def _work_off(self) -> None:
         self._wake.clear()
         if self._errands:
-            commands, done = self._errands.popleft()
-            outcome = await self._attempt(commands)
+            commands, done, is_vital = self._errands.popleft()
+            try:
+                outcome = await self._attempt(commands, is_vital=is_vital)
+            except BaseException:
+                if not done.done():
+                    done.set_exception(self._farewell())
+                raise
             if done.done():
                 return
             if isinstance(outcome, LinkError):
@@ -188,7 +204,7 @@ class Lane(Generic[Item]):
         else:
             self._work.settle(batch, outcome)
 
-    async def _attempt(self, commands: list[Command]) -> list[Reply] | LinkError:
+    async def _attempt(self, commands: list[Command], *, is_vital: bool = True) -> list[Reply] | LinkError:
         """Replies, or why there are none; the breaker has heard of it."""
         began = time.monotonic()
         try:
@@ -204,7 +220,7 @@ class Lane(Generic[Item]):
             self._fail(trouble)
             return trouble
         self.durations.append(time.monotonic() - began)
-        self._judge(commands, replies)
+        self._judge(commands, replies, is_vital=is_vital)
         return replies
 
     async def _execute(self, commands: list[Command]) -> list[Reply]:
@@ -222,7 +238,7 @@ class Lane(Generic[Item]):
                 if self.breaker.is_closed:
                     self._on_return()
 
-    def _judge(self, commands: list[Command], replies: list[Reply]) -> None:
+    def _judge(self, commands: list[Command], replies: list[Reply], *, is_vital: bool) -> None:
         troubles = [reply for reply in replies if isinstance(reply, LinkError)]
         if any(trouble.kind is Trouble.MOVED for trouble in troubles):
             self._counts["moved"] += 1
@@ -230,6 +246,8 @@ class Lane(Generic[Item]):
         serious = [t for t in troubles if t.kind in (Trouble.AWAY, Trouble.REFUSED)]
         self._counts["refused"] += len(serious)
         if len(serious) == len(replies):
+            if not is_vital:
+                return
             self._refused = commands[0]
             self._open_breaker(serious[0])
             # A master that became a replica: there is another one.
@@ -252,9 +270,12 @@ class Lane(Generic[Item]):
         if self.breaker.trip(time.monotonic(), str(trouble)):
             self._abandon_all(trouble)
 
+    def _farewell(self) -> LinkError:
+        return LinkError(Trouble.AWAY, f"{self.node} is asked no more")
+
     def _abandon_all(self, trouble: LinkError) -> None:
         while self._errands:
-            _, done = self._errands.popleft()
+            done = self._errands.popleft().done
             if not done.done():
                 done.set_exception(trouble)
         if self.pending:
@@ -266,6 +287,16 @@ class Lane(Generic[Item]):
         if self._link is not None:
             self._link.close()
             self._link = None
+
+
+def _harmless(refused: Command) -> Command:
+    """What a server refuses for the same reasons, and which undoes nothing that others have written since.
+
+    A SET becomes one of an empty value, which nobody takes for an entry, where there is none.
+    """
+    if refused[0] != "SET":
+        return refused
+    return ("SET", refused[1], b"", "EX", 1, "NX")
 
 
 async def _in_time(seconds: float, work: Coroutine[Any, Any, list[Reply]]) -> list[Reply]:
@@ -314,12 +345,12 @@ class Lanes(Generic[Item]):
         found = self._lanes.get(node) if node is not None else None
         return found[0] if found is not None and found[0].breaker.is_closed else None
 
-    async def execute(self, key: bytes, commands: list[Command]) -> list[Reply]:
-        """A pipeline to who has a key. Raises LinkError."""
+    async def execute(self, key: bytes, commands: list[Command], *, is_vital: bool = True) -> list[Reply]:
+        """A pipeline to who has a key: see ``Lane.execute``. Raises LinkError."""
         lane = self.of(key)
         if lane is None:
             raise LinkError(Trouble.AWAY, self.error or "no server is known that has it")
-        return await lane.execute(commands)
+        return await lane.execute(commands, is_vital=is_vital)
 
     @property
     def error(self) -> str:

@@ -10,11 +10,14 @@ queue is not said, and told again with the next refresh. Both ends read the othe
     again  agent   none: tell everything once more, Redis may have lost it
 """
 
+import fcntl
 import select
 import socket
+import termios
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import islice
+from struct import Struct
 from typing import NamedTuple
 
 from wire.errors import WireError, WireFault
@@ -22,6 +25,7 @@ from wire.flow_record import RECORD_BYTES, TARGET_BYTES, FlowRecord
 from wire.spp import FLOW_NAME_BYTES
 
 _TELL, _ASK, _FOUND, _AGAIN = b"T", b"A", b"F", b"R"
+_INT = Struct("i")
 _FOUND_BYTES = FLOW_NAME_BYTES + 1 + TARGET_BYTES
 # 31 KB: a socket's default queue takes six of them.
 MAX_ENTRIES = 500
@@ -95,6 +99,7 @@ class AgentLine:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._again_is_unread = False
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -102,8 +107,8 @@ class AgentLine:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nobody has the other end any more: the supervisor and the worker are gone."""
-        return _is_hung_up(self._socket)
+        """Whether nobody has the other end any more, or somebody has shut it down: nothing will come."""
+        return _is_hung_up(self._socket, select.POLLRDHUP)
 
     def close(self) -> None:
         """Close this end."""
@@ -114,14 +119,19 @@ class AgentLine:
         return _send_all(self._socket, _FOUND, map(_pack_finding, findings))
 
     def want_everything(self) -> bool:
-        """Have everything told again; False if the relay does not read now."""
-        return _send(self._socket, _AGAIN)
+        """Have everything told again; False if the relay does not read now: of these, no more than one waits for a reader."""
+        if self._again_is_unread and _has_unread(self._socket):
+            return False
+        self._again_is_unread = _send(self._socket, _AGAIN)
+        return self._again_is_unread
 
     def receive_untrusted(self) -> tuple[list[FlowRecord], list[bytes]]:
         """(flows told, names asked). Raises WireError (RECORD_MALFORMED) on anything else."""
         told: list[FlowRecord] = []
         asked: list[bytes] = []
         for kind, body in _receive(self._socket):
+            # Somebody lives there, and reads.
+            self._again_is_unread = False
             if kind == _TELL:
                 told += map(FlowRecord.unpack_untrusted, _split(body, RECORD_BYTES))
             elif kind == _ASK:
@@ -131,11 +141,17 @@ class AgentLine:
         return told, asked
 
 
-def _is_hung_up(sock: socket.socket) -> bool:
+def _is_hung_up(sock: socket.socket, events: int = 0) -> bool:
     # An empty message reads as an end does; anybody may send one.
     poll = select.poll()
-    poll.register(sock, 0)
+    poll.register(sock, events)
     return bool(poll.poll(0))
+
+
+def _has_unread(sock: socket.socket) -> bool:
+    """Whether something sent was not read yet; unix(7): SIOCOUTQ, which is TIOCOUTQ."""
+    (unread,) = _INT.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(_INT.size)))
+    return bool(unread)
 
 
 def _pack_finding(finding: Finding) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 from fleet.flow_cache import CLOCK_SKEW_S, unix_s
 from fleet.redis_client import Command, LinkError, Reply
 from wire.errors import WireError
-from wire.keys import KeyRing
+from wire.keys import KeyRing, RecordKeys
 from wire.lease import MAX_LEASE_BYTES, open_lease_untrusted, seal_lease
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 Execute = Callable[[bytes, list[Command]], Awaitable[list[Reply]]]
 
 MAX_LEASES = 1024
+# Only what opens is remembered; so many hosts' leases at once are not to be expected, also while hosts come and go.
+_MAX_SEEN = 4 * MAX_LEASES
 _LEASES_A_PIPELINE = 256
 _MAX_NAME_BYTES = 128
 _HOST_FIELDS = {"host_id": str, "host_name": str, "version": str, "started_at": str}
@@ -55,12 +57,14 @@ _FIELDS: dict[str, dict[str, type]] = {
 class Registry:
     """Our leases there, and everybody's here."""
 
-    def __init__(self, keys: KeyRing, cluster_id: int, lease_s: float, counts: Counter[str]) -> None:
+    def __init__(
+        self, keys: KeyRing | RecordKeys, cluster_id: int, lease_s: float, counts: Counter[str]
+    ) -> None:
         self.index = f"relayctl:{cluster_id}:{{fleet}}".encode()
         self._keys = keys
         self._lease_s = lease_s
         self._counts = counts
-        # Stamp of each lease, and when (monotonic) we first saw it.
+        # Stamp of each lease, and when (monotonic) we first saw it; as long as anything older could be believed.
         self._seen: dict[str, tuple[int, float]] = {}
         self._too_long: set[str] = set()
 
@@ -102,7 +106,7 @@ class Registry:
                 self.index, [("GETRANGE", self._key(name), 0, MAX_LEASE_BYTES) for name in batch]
             )
         leases = [self._open(name, value) for name, value in zip(known, values, strict=True) if value != b""]
-        self._seen = {name: self._seen[name] for name in known if name in self._seen}
+        self._forget_unbelievable()
         return [lease for lease in leases if lease is not None]
 
     def _open(self, name: str, value: Reply) -> dict[str, Any] | None:
@@ -113,8 +117,7 @@ class Registry:
             document, stamp = open_lease_untrusted(self._keys, name, value)
             _check(name, document)
             last_stamp, seen_at = self._seen.get(name, (0, now))
-            sealed_s = unix_s() - stamp
-            if stamp < last_stamp or not -CLOCK_SKEW_S <= sealed_s <= self._lease_s + CLOCK_SKEW_S:
+            if stamp < last_stamp or not self._oldest_stamp() <= stamp <= unix_s() + CLOCK_SKEW_S:
                 raise ValueError("older than it may be, or from the future")
         except (WireError, ValueError):
             self._counts["leases_forged"] += 1
@@ -132,6 +135,15 @@ class Registry:
             "age_s": round(age_s, 2),
             "expires_s": round(self._lease_s - age_s, 2),
         }
+
+    def _forget_unbelievable(self) -> None:
+        """Stamps that are refused by themselves from now on; not what is missing from one answer, which may come back."""
+        oldest = self._oldest_stamp()
+        newest_first = sorted(self._seen.items(), key=lambda item: item[1][0], reverse=True)
+        self._seen = {name: seen for name, seen in newest_first[:_MAX_SEEN] if seen[0] >= oldest}
+
+    def _oldest_stamp(self) -> float:
+        return unix_s() - self._lease_s - CLOCK_SKEW_S
 
     def _key(self, name: str) -> bytes:
         return self.index + b":" + name.encode()

@@ -13,6 +13,8 @@ from fleet.redis_client import Connector, Link, LinkError, Node, Trouble, closin
 # Nobody needs to be asked more often, whatever fails meanwhile.
 _MIN_REFRESH_S, _REFRESH_S = 0.5, 30.0
 _MAX_CLUSTER_NODES = 1000
+# A Sentinel answers within some round trips, five with TLS; a second one fits into the time of a lane's probe.
+_SENTINEL_S = 0.5
 
 
 class Servers(Protocol):
@@ -100,15 +102,19 @@ class SentinelServers:
         troubles = []
         for sentinel in list(self._sentinels):
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(min(self._timeout_s, _SENTINEL_S)):
                     master = await self._ask(sentinel)
                 return await self._open_master(master)
             except TimeoutError:
                 troubles.append(f"{sentinel} does not answer")
             except LinkError as trouble:
                 troubles.append(str(trouble))
+            except asyncio.CancelledError:
+                # Who opens has no more time; the next attempt must not spend its own on the same one.
+                self._put_last(sentinel)
+                raise
             # The next one is asked first from now on.
-            self._sentinels = [other for other in self._sentinels if other != sentinel] + [sentinel]
+            self._put_last(sentinel)
         raise LinkError(Trouble.AWAY, f"no Sentinel names a master: {'; '.join(dict.fromkeys(troubles))}")
 
     def doubt(self) -> None:
@@ -119,6 +125,9 @@ class SentinelServers:
 
     async def follow(self) -> None:
         """A master that became a replica closes connections, or refuses to write."""
+
+    def _put_last(self, sentinel: Node) -> None:
+        self._sentinels = [other for other in self._sentinels if other != sentinel] + [sentinel]
 
     async def _ask(self, sentinel: Node) -> Node:
         link = await self._connector.open_sentinel(sentinel)

@@ -30,6 +30,7 @@ from wire.keys import KeyRing
 logger = logging.getLogger(__name__)
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NETWORK = Path("/proc/self/ns/net")
 # Slots that a relay may have (relay.config.MAX_WORKERS), each with a line.
 MAX_LINES = 64
 _BEAT_S = 1.0
@@ -61,7 +62,7 @@ class FleetService:
         self.machine = _machine()
         self._config = config
         self._cluster_id = cluster_id
-        self._keys = keys
+        self._keys = keys.record_keys()
         self._user = user
         self._host = {
             "host_id": self.host_id,
@@ -316,15 +317,15 @@ class FleetService:
 
 
 def _machine() -> str:
-    """The same for all that runs under this kernel, and another after a boot; empty if it does not tell.
+    """The same for all in this network namespace, and another after a boot; empty if the kernel does not tell.
 
     A loopback address in a lease means something only there.
     """
     try:
-        boot_id = _BOOT_ID.read_bytes()
+        boot_id, namespace = _BOOT_ID.read_bytes().strip(), _NETWORK.stat().st_ino
     except OSError:
         return ""
-    return hashlib.sha256(boot_id.strip()).hexdigest()[:16]
+    return hashlib.sha256(b"%s %d" % (boot_id, namespace)).hexdigest()[:16]
 
 
 def _parse(flag: str, text: str) -> Address:

@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from fleet.config import RedisConfig, Secrets
-from wire.keys import KeyRing
+from wire.keys import RecordKeys
 
 _PATHS = ("password_file", "sentinel_password_file", "tls_ca", "tls_cert", "tls_key")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSettings:
-    """Configuration, keys, and the inherited ends of the lines."""
+    """Configuration, those keys that seal what is in Redis, and the inherited ends of the lines."""
 
     redis: RedisConfig
     secrets: Secrets
     cluster_id: int
-    keys: KeyRing
+    keys: RecordKeys
     line_fds: tuple[int, ...]
 
     def to_message(self) -> dict[str, Any]:
@@ -41,6 +41,6 @@ class AgentSettings:
             redis=RedisConfig(**redis),
             secrets=Secrets(**message["secrets"]),
             cluster_id=message["cluster_id"],
-            keys=KeyRing.from_json(message["keys"]),
+            keys=RecordKeys.from_json(message["keys"]),
             line_fds=tuple(message["line_fds"]),
         )

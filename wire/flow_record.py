@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidTag
 
 from wire.address import Address
 from wire.errors import WireError, WireFault
-from wire.keys import KeyRing
+from wire.keys import KeyRing, RecordKeys
 from wire.spp import FLOW_NAME_BYTES, flow_name, parse_flow_name
 
 # transceiver address 16 (IPv4 mapped) | port 2 | ufrag tag 8 (zeros behind a shorter one)
@@ -77,7 +77,7 @@ def pack_target(transceiver: Address, ufrag_tag: str) -> bytes:
     return _TARGET.pack(transceiver.mapped, transceiver.port, ufrag_tag.encode())
 
 
-def seal_flow(keys: KeyRing, record: FlowRecord, unix_s: int) -> bytes:
+def seal_flow(keys: KeyRing | RecordKeys, record: FlowRecord, unix_s: int) -> bytes:
     """The value for a shared cache, 48 bytes; ``unix_s`` is now."""
     key_id = bytes((keys.sealing.key_id,))
     plain = _STAMP.pack(_VERSION, unix_s) + pack_target(record.transceiver, record.ufrag_tag)
@@ -85,7 +85,7 @@ def seal_flow(keys: KeyRing, record: FlowRecord, unix_s: int) -> bytes:
 
 
 def open_flow_untrusted(
-    keys: KeyRing, client: Address, vip: Address, sealed: bytes
+    keys: KeyRing | RecordKeys, client: Address, vip: Address, sealed: bytes
 ) -> tuple[FlowRecord, int]:
     """What was sealed for that client and VIP, and when (unix s). Raises WireError (RECORD_FORGED); age is the reader's to judge."""
     if len(sealed) != SEALED_BYTES:

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 SECRET_BYTES = 32
+_SIV_BYTES = 64
 
 
 class FleetKey:
@@ -44,12 +45,22 @@ class FleetKey:
     @cached_property
     def flow_record(self) -> AESSIV:
         """Seals flows in a cache that relays share."""
-        return AESSIV(self._derive(b"relayctl flow record", 64))
+        return AESSIV(self.flow_record_secret)
 
     @cached_property
     def lease(self) -> AESSIV:
         """Seals what relays and transceivers tell of themselves."""
-        return AESSIV(self._derive(b"relayctl lease", 64))
+        return AESSIV(self.lease_secret)
+
+    @property
+    def flow_record_secret(self) -> bytes:
+        """What ``flow_record`` is made of."""
+        return self._derive(b"relayctl flow record", _SIV_BYTES)
+
+    @property
+    def lease_secret(self) -> bytes:
+        """What ``lease`` is made of."""
+        return self._derive(b"relayctl lease", _SIV_BYTES)
 
     @cached_property
     def internal_http(self) -> str:
@@ -81,6 +92,11 @@ class KeyRing:
         """What a sibling process may show, one for each key that is still valid."""
         return [key.internal_http for key in self._keys.values()]
 
+    def record_keys(self) -> "RecordKeys":
+        """The part of each that whoever speaks with a shared cache needs; nothing else follows from it."""
+        keys = [RecordKey(k.key_id, k.flow_record_secret, k.lease_secret) for k in self._keys.values()]
+        return RecordKeys(keys, self.sealing.key_id)
+
     def to_json(self) -> dict[str, Any]:
         """``{"sealing": 1, "keys": [{"id": 1, "secret": "<base64>"}]}``: the form of the key file. It holds secrets."""
         keys = [{"id": k.key_id, "secret": b64encode(k.secret).decode()} for k in self._keys.values()]
@@ -97,6 +113,49 @@ class KeyRing:
         if len({key.key_id for key in keys}) != len(keys):
             raise ValueError("keys: two have the same id; give each its own (0 to 255)")
         return cls(keys, sealing)
+
+
+class RecordKey:
+    """What of a FleetKey seals flow records and leases: two keys derived from it, 64 bytes each."""
+
+    def __init__(self, key_id: int, flow_record: bytes, lease: bytes) -> None:
+        self.key_id = key_id
+        self.flow_record = AESSIV(flow_record)
+        self.lease = AESSIV(lease)
+        self._secrets = {"flow_record": flow_record, "lease": lease}
+
+    def __repr__(self) -> str:  # never the secrets: this ends up in logs
+        return f"RecordKey({self.key_id})"
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"id": 1, "flow_record": "<base64>", "lease": "<base64>"}``: it holds secrets."""
+        return {"id": self.key_id, **{name: b64encode(s).decode() for name, s in self._secrets.items()}}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "RecordKey":
+        """The inverse of ``to_json``, from a process of ours. Raises KeyError or ValueError."""
+        return cls(document["id"], b64decode(document["flow_record"]), b64decode(document["lease"]))
+
+
+class RecordKeys:
+    """A KeyRing's part for flow records and leases."""
+
+    def __init__(self, keys: Iterable[RecordKey], sealing_key_id: int) -> None:
+        self._keys = {key.key_id: key for key in keys}
+        self.sealing = self._keys[sealing_key_id]
+
+    def get(self, key_id: int) -> RecordKey | None:
+        """The key of that id, or None."""
+        return self._keys.get(key_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"sealing": 1, "keys": [...]}``: it holds secrets."""
+        return {"sealing": self.sealing.key_id, "keys": [key.to_json() for key in self._keys.values()]}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "RecordKeys":
+        """The inverse of ``to_json``, from a process of ours. Raises KeyError or ValueError."""
+        return cls(map(RecordKey.from_json, document["keys"]), document["sealing"])
 
 
 def _key_from_json(field: str, entry: Any) -> FleetKey:

@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidTag
 
 from wire.admin import decode_message_untrusted
 from wire.errors import WireError, WireFault
-from wire.keys import KeyRing
+from wire.keys import KeyRing, RecordKeys
 
 # key id 1 | AES-SIV's tag 16 | version 1 | sealed at 4 (unix s) | JSON
 _STAMP = Struct("!BI")
@@ -22,7 +22,7 @@ _HEAD_BYTES = 1 + 16 + _STAMP.size
 MAX_LEASE_BYTES = 1024
 
 
-def seal_lease(keys: KeyRing, name: str, document: dict[str, Any], unix_s: int) -> bytes:
+def seal_lease(keys: KeyRing | RecordKeys, name: str, document: dict[str, Any], unix_s: int) -> bytes:
     """The value for the registry; ``unix_s`` is now. Raises ValueError if it has more than MAX_LEASE_BYTES."""
     key_id = bytes((keys.sealing.key_id,))
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
@@ -32,7 +32,7 @@ def seal_lease(keys: KeyRing, name: str, document: dict[str, Any], unix_s: int) 
     return key_id + keys.sealing.lease.encrypt(plain, [_PURPOSE, key_id, name.encode()])
 
 
-def open_lease_untrusted(keys: KeyRing, name: str, sealed: bytes) -> tuple[dict[str, Any], int]:
+def open_lease_untrusted(keys: KeyRing | RecordKeys, name: str, sealed: bytes) -> tuple[dict[str, Any], int]:
     """What was sealed under that name, and when (unix s). Raises WireError (RECORD_FORGED, ADMIN_MALFORMED)."""
     if not _HEAD_BYTES < len(sealed) <= MAX_LEASE_BYTES:
         raise WireError(WireFault.RECORD_FORGED, f"no lease has {len(sealed)} bytes")

@@ -16,8 +16,9 @@ from fleet.line import Found
 from tests.fleet.bench import fleet_bench, flow
 from tests.redis.server import RedisServer, redis_server
 
-# What docs/operating.md names.
-_COMMANDS = "+ping +set +getrange +pttl +zadd +zrem +zremrangebyscore +zrevrangebyscore +del +dbsize +info"
+# What docs/operating.md names: for the cache and the registry, and for `relayctl cache stats`.
+_COMMANDS = "+ping +set +getrange +pttl +zadd +zrem +zremrangebyscore +zrevrangebyscore +del"
+_STATS_COMMANDS = "+dbsize +info"
 
 
 def secret(path: Path, text: str) -> Path:
@@ -43,11 +44,31 @@ async def test_no_password_where_one_is_needed(redis: RedisServer, tmp_path: Pat
         await bench.reaches("away", why="log-in")
 
 
-async def test_an_acl_user_needs_no_more_than_the_docs_name(redis: RedisServer, tmp_path: Path) -> None:
+def permit(redis: RedisServer, commands: str) -> None:
+    """The user relay these commands, and nobody else anything."""
     redis.cli(
-        "acl", "setuser", "relay", "on", ">right", "resetkeys", "~relayctl:1:*", "-@all", *_COMMANDS.split()
+        "acl", "setuser", "relay", "on", ">right", "resetkeys", "~relayctl:*", "-@all", *commands.split()
     )
     redis.cli("acl", "setuser", "default", "off")
+
+
+async def test_cache_stats_that_are_not_permitted_cost_no_look_up(redis: RedisServer, tmp_path: Path) -> None:
+    permit(redis, _COMMANDS)
+    file = secret(tmp_path / "password", "right")
+    async with fleet_bench(redis.url, tmp_path, username="relay", password_file=file) as bench:
+        await bench.reaches("connected")
+        bench.line.tell([flow().pack()])
+        await bench.written(1)
+        for _ in range(3):
+            stats = await bench.methods["cache_stats"]()
+            assert "does not permit" in stats["servers"][0]["error"]
+            assert stats["reads"]["state"] == "closed"
+            assert (await bench.ask([flow()]))[0].found is Found.HIT
+        assert (await bench.status())["state"] == "connected"
+
+
+async def test_an_acl_user_needs_no_more_than_the_docs_name(redis: RedisServer, tmp_path: Path) -> None:
+    permit(redis, f"{_COMMANDS} {_STATS_COMMANDS}")
     file = secret(tmp_path / "password", "right")
     async with fleet_bench(redis.url, tmp_path, username="relay", password_file=file, lease_s=2.0) as bench:
 

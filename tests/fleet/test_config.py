@@ -120,10 +120,10 @@ def test_settings_cross_the_channel(tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path)
     redis = config("rediss+cluster://a,b", tls_ca=certificate, tls_cert=certificate, tls_key=key, timeout_s=1)
     settings = AgentSettings(
-        redis=redis, secrets=redis.read_secrets(), cluster_id=7, keys=KEYS, line_fds=(3, 4)
+        redis=redis, secrets=redis.read_secrets(), cluster_id=7, keys=KEYS.record_keys(), line_fds=(3, 4)
     )
     crossed = AgentSettings.from_message(settings.to_message())
     assert crossed.redis == redis
     assert crossed.redis.tls_context() is not None
     assert (crossed.cluster_id, crossed.line_fds, crossed.secrets) == (7, (3, 4), ("", ""))
-    assert crossed.keys.to_json() == KEYS.to_json()
+    assert crossed.keys.to_json() == KEYS.record_keys().to_json()

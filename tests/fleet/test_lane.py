@@ -4,17 +4,22 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis as redis_py
 
-from fleet.flow_cache import CacheRules, FlowReads, FlowWrites
+from fleet.flow_cache import CacheRules, FlowReads, FlowWrites, unix_s
 from fleet.lane import Lane, LaneRules, Lanes
 from fleet.line import AgentLine, Found, RelayLine, open_line
 from fleet.redis_client import Command, Link, LinkError, Node, Reply, Trouble
-from tests.fleet.bench import KEYS, flow
+from tests.fleet.bench import KEYS, fleet_bench, flow, key_of
 from tests.host.deadline import until
+from tests.redis.server import RedisServer
+from wire.address import Address
 from wire.errors import WireError
+from wire.flow_record import seal_flow
 
 MAX_COMMANDS = 512
 NODE = Node("redis", 6379)
@@ -170,6 +175,33 @@ async def test_a_probe_tries_what_was_refused(bench: Bench, kind: Trouble) -> No
     assert bench.returns == returns + 1
 
 
+async def test_a_probe_puts_no_old_value_back(redis: RedisServer, tmp_path: Path) -> None:
+    old, new = flow(), flow(transceiver=Address.parse("10.0.1.8:5000"))
+    with redis_py.Redis(redis.host, redis.port) as other_relay:
+        async with fleet_bench(redis.url, tmp_path) as bench:
+            await bench.reaches("connected")
+            redis.cli("config", "set", "maxmemory", "1")
+            bench.line.tell([old.pack()])
+            await bench.reaches("degraded", why="is full")
+            assert (await bench.ask([old]))[0].found is Found.MISS
+            with other_relay.pipeline(transaction=False) as pipeline:
+                pipeline.config_set("maxmemory", 0)
+                pipeline.set(key_of(new), seal_flow(KEYS, new, int(unix_s())), ex=180)
+                pipeline.execute()
+            await bench.reaches("connected")
+            (finding,) = await bench.ask([old])
+            assert finding.record == new
+
+
+async def test_a_probe_leaves_no_value_of_its_own(bench: Bench) -> None:
+    bench.writes.follow()
+    bench.refuse(Trouble.REFUSED)
+    bench.flow_writes.tell(bench.writes, [flow()])
+    await until(lambda: len(bench.servers.work) >= 3, "probes")
+    key = bench.servers.work[0][0][1]
+    assert bench.servers.work[1:3] == 2 * [[("SET", key, b"", "EX", 1, "NX")]]
+
+
 async def test_a_reply_counts_though_we_were_late_to_read_it(bench: Bench) -> None:
     bench.servers.we_are_late = True
     bench.writes.follow()
@@ -207,6 +239,34 @@ async def test_a_key_that_has_moved_raises_a_doubt(bench: Bench) -> None:
     (lane,) = bench.writes
     assert lane.is_working
     assert bench.counts["moved"] == 1
+
+
+async def test_an_errand_under_way_at_a_server_that_is_gone_ends(bench: Bench) -> None:
+    bench.writes.follow()
+    (lane,) = bench.writes
+    await until(lambda: lane.is_working, "it works")
+    bench.servers.hangs = True
+    errand = asyncio.create_task(bench.writes.execute(b"key", [("GET", "key")]))
+    await until(lambda: bench.servers.work, "it is under way")
+    bench.servers.nodes = frozenset()
+    bench.writes.follow()
+    with pytest.raises(LinkError, match="asked no more"):
+        await asyncio.wait_for(errand, 1)
+    # Nor does one wait that comes to it later.
+    with pytest.raises(LinkError, match="asked no more"):
+        await asyncio.wait_for(lane.execute([("GET", "key")]), 1)
+
+
+async def test_a_defect_loses_no_errand(bench: Bench) -> None:
+    def fail(commands: Sequence[Command]) -> list[Reply]:
+        raise RuntimeError("a defect")
+
+    bench.writes.follow()
+    (lane,) = bench.writes
+    await until(lambda: lane.is_working, "it works")
+    bench.servers.answer = fail
+    with pytest.raises(LinkError):
+        await asyncio.wait_for(bench.writes.execute(b"key", [("GET", "key")]), 1)
 
 
 async def test_a_server_that_is_gone_takes_its_questions_along(bench: Bench) -> None:

@@ -191,6 +191,33 @@ async def test_one_that_nobody_renews_lapses_though_somebody_keeps_putting_it_ba
     assert await registry.read(execute) == []
 
 
+async def test_one_that_was_taken_out_for_a_while_is_no_younger_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passed = 0.0
+    began = unix_s()
+    monkeypatch.setattr("fleet.registry.time.monotonic", lambda: 1000.0 + passed)
+    monkeypatch.setattr("fleet.registry.unix_s", lambda: began + passed)
+    registry, old = make_registry(), sealed(lease())
+    execute, nothing = fake_redis({NAME.encode(): old}), fake_redis({})
+    assert len(await registry.read(execute)) == 1
+    for _ in range(9):
+        passed += 11
+        assert await registry.read(nothing) == []
+        assert await registry.read(execute) == []
+    # What is too old by its stamp needs not be remembered.
+    assert not registry._seen
+
+
+async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.registry._MAX_SEEN", 3)
+    registry = make_registry()
+    for port in range(1, 9):
+        name = f"transceiver:10.0.1.7:{port}"
+        await registry.read(fake_redis({name.encode(): sealed(lease(), name, age_s=10 - port)}))
+    assert [name.rpartition(":")[2] for name in registry._seen] == ["8", "7", "6"]
+
+
 async def test_more_leases_than_are_read(redis: RedisServer, tmp_path: Path) -> None:
     with redis_py.Redis(redis.host, redis.port) as client:
         soon = unix_s() + 5

@@ -1,10 +1,11 @@
 """Who has what, as nodes of a Cluster and Sentinels tell; either may tell anything."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from fleet.line import Found
-from fleet.redis_client import Node
-from fleet.servers import _read_slots_untrusted
+from fleet.redis_client import Connector, Link, Node
+from fleet.servers import SentinelServers, _read_slots_untrusted
 from tests.fleet.bench import fleet_bench, flow, key_of
 from tests.fleet.impostor import Serve, server_that
 from tests.host.deadline import until
@@ -115,6 +116,37 @@ async def test_sentinels_are_asked_until_one_names_a_master(redis: RedisServer, 
                 assert "no Sentinel names a master" in status["why"]
                 redis.start()
                 await bench.reaches("connected")
+
+
+async def test_frozen_sentinels_are_passed_over_also_with_a_long_time_out(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with (
+        server_that(silence) as frozen,
+        server_that(silence) as frozen_too,
+        server_that(sentinel_that_names(redis.url.split("/")[2])) as good,
+    ):
+        url = f"redis+sentinel://{frozen},{frozen_too},{good}/main"
+        async with fleet_bench(url, tmp_path, timeout_s=1.5) as bench:
+            await bench.reaches("connected", timeout_s=6)
+
+
+async def test_whoever_gives_up_waiting_for_a_sentinel_asks_the_next_one_first() -> None:
+    asked: list[str] = []
+
+    class Hanging:
+        async def open_sentinel(self, node: Node) -> Link:
+            asked.append(node.host)
+            await asyncio.sleep(600)
+            raise AssertionError
+
+    sentinels = [Node("first", 1), Node("second", 1)]
+    servers = SentinelServers(cast("Connector", Hanging()), sentinels, "main", timeout_s=5.0)
+    for _ in range(2):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await servers.open(Node("main", 0))
+    assert asked == ["first", "second"]
 
 
 @pytest.fixture
