@@ -14,8 +14,9 @@ KEYS = KeyRing([FleetKey(1, bytes(range(32)))], 1)
 NAME, NOW = "transceiver:10.0.1.7:5000", 1_700_000_000
 DOCUMENT = {"state": "ready", "sessions": 3, "load": 0.5, "vips": ["203.0.113.10:3478"], "note": None}
 
+# Short: a character may take twelve in JSON, and a lease has 1024 bytes.
 _DOCUMENTS = st.dictionaries(
-    st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8), max_size=5
+    st.text(max_size=4), st.none() | st.booleans() | st.integers() | st.text(max_size=4), max_size=5
 )
 
 
