@@ -2,12 +2,17 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from relay.dataplane.bpf import pins as pins_module
+from relay.dataplane.bpf import syscall
 from relay.dataplane.bpf.pins import BPFFS, PinDir
 from tests.host.unprivileged import run_unprivileged
 
@@ -130,3 +135,47 @@ def test_bpffs_is_mounted_where_it_is_not(bpf: None) -> None:
         check=False,
     )
     assert ran.stdout.splitlines() == ["['of-a-test'] True", "False"], ran.stderr
+
+
+def test_root_that_another_relay_takes_away_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "relayctl"
+    monkeypatch.setattr(pins_module, "_ROOT", root)
+    mkdir, taken = Path.mkdir, list[Path]()
+
+    def taken_away_twice(path: Path, *arguments: Any, **options: Any) -> None:
+        mkdir(path, *arguments, **options)
+        if path == root and len(taken) < 2:
+            path.rmdir()
+            taken.append(path)
+
+    monkeypatch.setattr(Path, "mkdir", taken_away_twice)
+    pins_module._make_below_root(root / "mine_new")
+    assert (root / "mine_new").is_dir()
+    assert len(taken) == 2
+
+
+def test_directory_that_its_relay_removes_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "relayctl"
+    for name in ("gone", "here"):
+        (root / name).mkdir(parents=True)
+        (root / name / "xdp_ingress").touch()
+    monkeypatch.setattr(pins_module, "_ROOT", root)
+    iterdir, opened = Path.iterdir, list[str]()
+
+    def one_vanishes(path: Path) -> Iterator[Path]:
+        if path.name == "gone":
+            shutil.rmtree(path)
+        return iterdir(path)
+
+    def note(pin: str) -> int:
+        opened.append(pin)
+        raise OSError("no pin")
+
+    monkeypatch.setattr(Path, "iterdir", one_vanishes)
+    monkeypatch.setattr(syscall, "open_pin", note)
+    assert list(pins_module.pinned_programs()) == []
+    assert opened == [str(root / "here" / "xdp_ingress")]

@@ -27,6 +27,8 @@ BPFFS = Path("/sys/fs/bpf")
 _ROOT = BPFFS / "relayctl"
 _PROGRAMS = ("xdp_ingress", "reuseport_select")
 _MAX_NAME = 100
+# Each is lost only to another relay's end between two system calls.
+_ROOT_ATTEMPTS = 100
 # Behind the names of programs that are loaded, and not attached yet.
 _NOT_YET = "_new"
 
@@ -60,8 +62,7 @@ class PinDir:
         try:
             with contextlib.suppress(OSError):
                 _ROOT.rmdir()  # empty, and so of no use to whoever made it
-            _ROOT.mkdir(mode=0o700, exist_ok=True)
-            fresh.mkdir(mode=0o700)
+            _make_below_root(fresh)
         except OSError as error:
             raise BpfUnavailableError(f"cannot pin maps in {_ROOT} ({error.strerror}); run as root") from None
         _check_owner(_ROOT)
@@ -177,9 +178,28 @@ class PinDir:
         )
 
 
+def _make_below_root(directory: Path) -> None:
+    """Make it; a relay that ends takes ``_ROOT`` away while it is empty, perhaps just now. Raises OSError."""
+    for attempts_left in reversed(range(_ROOT_ATTEMPTS)):
+        _ROOT.mkdir(mode=0o700, exist_ok=True)
+        try:
+            directory.mkdir(mode=0o700)
+        except FileNotFoundError:
+            if not attempts_left:
+                raise
+        else:
+            return
+
+
 def pinned_programs() -> Iterator[tuple[Path, int]]:
     """Every XDP program that a relay of this machine has pinned: its pin and its id."""
-    for pin in sorted(_ROOT.glob("*/xdp_ingress*")):
+    pins: list[Path] = []
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        # glob() would end at a directory that its relay removes meanwhile
+        for directory in sorted(_ROOT.iterdir()):
+            with contextlib.suppress(OSError):
+                pins += sorted(pin for pin in directory.iterdir() if pin.name.startswith("xdp_ingress"))
+    for pin in pins:
         with contextlib.suppress(OSError):
             fd = syscall.open_pin(str(pin))
             try:
