@@ -20,7 +20,6 @@ from host.line_socket import LineSocket
 from host.log import configure_logging
 from host.privileges import drop_privileges
 from host.scheduling import take_short_turns
-from relay.cache import RefreshRounds, WorkerCache
 from relay.core.flow import Flow, FlowKey
 from relay.core.forwarding import FlowNotice, RelayCore
 from relay.core.verdict import FlowEvent
@@ -32,6 +31,7 @@ from relay.dataplane.pace import Pace
 from relay.dataplane.userspace import UserspaceDataPath
 from relay.dataplane.watch import Watch
 from relay.settings import WorkerSettings
+from relay.worker_cache import RefreshRounds, WorkerCache
 from wire.admin import Message
 from wire.flow_record import FlowRecord
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.site import REPORTS
 from tests.e2e.namespaces import Host, connect, hosts
 
 
@@ -19,11 +18,3 @@ def network() -> Iterator[Host]:
         connect(here, "eth0", there, "eth0", [("198.51.100.2", "198.51.100.1", 24)])
         with here:
             yield here
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What became of calls and of the cache in each case."""
-    if REPORTS:
-        terminalreporter.section("chaos")
-        for line in REPORTS:
-            terminalreporter.line(line)

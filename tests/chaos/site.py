@@ -22,6 +22,7 @@ from bench.flood.running_calls import CallsReport, RunningCalls, running_calls
 from tests.chaos.live_calls import LiveCalls, Seen, live_calls
 from tests.e2e.instance import Instance, running, wait_until
 from tests.e2e.namespaces import Host
+from tests.measured import note_measured
 
 CALLS, NUMBERED = 20, 20
 VIP = "127.0.0.1:3478"
@@ -41,8 +42,6 @@ _MAX_AGENT_BYTES = 160 * 1024 * 1024
 _IS_A_CALL = "transceiver.hub: session"
 # A change of state is a line; a process that was killed a few.
 _MAX_LOG_LINES = 12
-
-REPORTS: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def live_through(site: Site, trouble: Trouble) -> None:
     outcome = Outcome(
         [noticed, *said], held_s, noticed_s, connected_s, cached_s, agent_bytes, before, after, packets
     )
-    REPORTS.append(
+    note_measured(
         f"{trouble.name}: {json.dumps(outcome.to_json())}, status_ms {1000 * max(site.status_s):.0f}"
     )
     _check(site, trouble, outcome)

@@ -17,9 +17,9 @@ import redis
 
 from host.keystore import load_keys
 from tests.chaos.members import Client, Members, Transceiver
-from tests.chaos.site import REPORTS
 from tests.e2e.instance import Instance, running, wait_until
 from tests.e2e.namespaces import Host
+from tests.measured import note_measured
 from tests.redis.server import RedisServer, redis_server
 from wire.address import Address
 from wire.errors import WireError
@@ -249,7 +249,7 @@ def look_at_what_comes(instance: Instance, cast: Cast, a: Transceiver, b: Transc
     astray = sum(n for path, n in a.payload.items() if path not in paths(cast.at_a))
     told = {name: counts[name] for name in ("hits", "misses", "forged", "stale")}
     told |= {name: events[name] for name in ("flow_recalled", "recall_missed", "recall_unconfirmed")}
-    REPORTS.append(
+    note_measured(
         f"poisoned: {len(cast.poisoned)} clients, {astray} bytes of theirs at A, {sum(a.questions.values())} questions there; "
         f"{len(took_ms)} of {len(back)} others are back after at most {max(took_ms, default=0):.1f} ms; {told}"
     )

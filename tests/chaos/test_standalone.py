@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from tests.chaos.entries import entries_at
-from tests.chaos.site import CONFIG, REPORTS, Site, Trouble, live_through, site_running
+from tests.chaos.site import CONFIG, Site, Trouble, live_through, site_running
 from tests.e2e.instance import running
 from tests.e2e.namespaces import Host
+from tests.measured import note_measured
 from tests.ports import free_port
 from tests.redis.noise import noise_server
 from tests.redis.proxy import SlowProxy, slow_proxy
@@ -91,7 +92,7 @@ def stand(network: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def test_redis_is_down_when_relayctl_starts(stand: Stand) -> None:
     seen = stand.at_start
     times = {name: seen[name] for name in ("start_s", "start_without_s", "calls", "connected_s", "cached_s")}
-    REPORTS.append(f"down at the start: {seen['fleet']['state']}: {seen['fleet']['why']}, {times}")
+    note_measured(f"down at the start: {seen['fleet']['state']}: {seen['fleet']['why']}, {times}")
     assert seen["calls"] == 20
     assert seen["fleet"]["state"] == _AWAY
     assert "cannot be reached" in seen["fleet"]["why"]
@@ -256,7 +257,7 @@ def test_calls_go_on_when_redis_is_no_redis(stand: Stand) -> None:
         # Some of it sounds like Redis for a moment.
         states = frozenset({_AWAY, _DEGRADED})
         live_through(stand.site, Trouble("noise", made, states, ".", hold_s=_NOISE_S, lasts=False))
-        REPORTS.append(f"noise: {dict(noise.said)}")
+        note_measured(f"noise: {dict(noise.said)}")
         assert len(noise.said) >= 4
 
 

@@ -1,320 +1,273 @@
-"""A worker process with a line to the fleet's cache, whose other end, as the client's and the transceiver's, the test plays."""
+"""A worker's end of the line to the fleet's cache: what is asked, told and told again, and when."""
 
-import os
-import select
-import signal
 import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from fleet.line import AgentLine, Finding, Found, open_line
-from host.sockets import bind_udp, bound_address
-from tests.host.deadline import wait_until
-from tests.relay.network import CLIENT_HELLO, RTP, SERVER_HELLO, spp
-from tests.relay.test_worker import LOOPBACK, RunningWorker
+from fleet.line import MAX_ENTRIES, AgentLine, Finding, Found, open_line
+from relay.core.flow import Flow, FlowKey
+from relay.core.verdict import FlowEvent, Verdict
+from relay.worker_cache import RefreshRounds, WorkerCache
+from tests.relay.harness import Relay
+from tests.relay.network import CALL, CALL_V6, CLIENT_V4, CLIENT_V6, OTHER_CLIENT_V4, RTP, Call
 from wire.address import Address
 from wire.flow_record import FlowRecord
-from wire.spp import HEADER_BYTES
 
-PACKETS = [RTP.ljust(40 + number % 2 * 40, bytes((number,))) for number in range(6)]
-# Long enough for a busy machine to do something that it should not.
-QUIET_S = 0.3
+ROUND_S = 60.0
 
 
-class AskingWorker(RunningWorker):
-    """A worker whose cache the test is."""
+class Line:
+    """A worker's cache, whose agent the test plays."""
 
-    def __init__(self, kernel_maps: Mapping[str, int] | None = None, **options: object) -> None:
-        ours, theirs = open_line()
-        self._ends = ours, theirs
-        super().__init__(ours.fileno(), kernel_maps, **options)
-        self.agent = AgentLine(theirs)
-        self._told: list[FlowRecord] = []
-        self._asked: list[bytes] = []
+    def __init__(self, stack: ExitStack, *, refreshes: bool = True) -> None:
+        self.relay = Relay(has_cache=True, max_assured_flows=200_000)
+        ours, self.theirs = open_line()
+        stack.callback(ours.close)
+        stack.callback(self.theirs.close)
+        # As much as a line takes by default, whatever this machine was told.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 212_992)
+        self.agent = AgentLine(self.theirs)
+        self.sent = 0
+        core = self.relay.core
+        assert core.recall is not None
+        self.rounds = RefreshRounds(core.flows.assured, ROUND_S, self.relay.now) if refreshes else None
+        self.cache = WorkerCache(ours, core.recall, core.events, self.rounds, self._send_held)
 
-    def close(self) -> None:
-        super().close()
-        for end in self._ends:
-            end.close()
+    def _send_held(self) -> None:
+        self.sent += 1
 
-    def close_line(self) -> None:
-        """As an agent that is gone with its supervisor."""
-        for end in self._ends:
-            end.close()
+    def turn(self) -> None:
+        self.cache.end_turn(self.relay.now)
 
-    def read_line(self) -> None:
-        told, asked = self.agent.receive_untrusted()
-        self._told += told
-        self._asked += asked
+    def hears(self) -> None:
+        assert self.cache.receive(self.relay.now)
 
-    def asked(self) -> bytes:
-        """The next question."""
+    def told(self) -> list[FlowRecord]:
+        return self.agent.receive_untrusted()[0]
 
-        def has_asked() -> bool:
-            self.read_line()
-            return bool(self._asked)
+    def add(
+        self, client: Address, call: Call = CALL, *, vip_index: int = 0, silent_s: float = 0.0
+    ) -> FlowRecord:
+        """An assured flow."""
+        key = self.relay.key_of(client, vip_index)
+        seen = self.relay.now - silent_s
+        assert self.relay.core.flows.assure(Flow(key, call.transceiver, call.tag, seen, seen, seen))
+        return FlowRecord(*key, call.transceiver, call.tag)
 
-        wait_until(has_asked, "a question")
-        return self._asked.pop(0)
-
-    def told(self, count: int) -> list[FlowRecord]:
-        """So many flows that it tells of."""
-
-        def has_told() -> bool:
-            self.read_line()
-            return len(self._told) >= count
-
-        wait_until(has_told, "what it tells")
-        told, self._told = self._told[:count], self._told[count:]
-        return told
-
-    def finds(self, transceiver: Address) -> None:
-        record = FlowRecord(bound_address(self.client), self.vip, transceiver, self.call.tag)
-        assert not self.agent.answer([Finding(record.name, Found.HIT, record)])
-
-    def finds_none(self, found: Found) -> None:
-        assert not self.agent.answer([Finding(self.record().name, found)])
-
-    def transceiver_sends(self, payload: bytes, sender: socket.socket | None = None) -> None:
-        fleet = bound_address(self.slot.fleet[0])
-        datagram = spp(bound_address(self.client), self.vip, payload)
-        (sender or self.transceiver).sendto(datagram, (str(fleet.ip), fleet.port))
-
-    def arrived(self) -> bytes:
-        """At the transceiver, behind its header."""
-        datagram: bytes = self.transceiver.recv(2048)
-        assert datagram.startswith(spp(bound_address(self.client), self.vip))
-        return datagram[HEADER_BYTES:]
-
-    def counted(self) -> dict[str, int]:
-        return {label: count for label, count in self.slot.counters.verdicts().items() if count}
-
-    def events_counted(self) -> dict[str, int]:
-        return {label: count for label, count in self.slot.counters.events().items() if count}
-
-
-def is_quiet(sock: socket.socket) -> bool:
-    return not select.select([sock], [], [], QUIET_S)[0]
+    def add_many(self, count: int) -> set[FlowRecord]:
+        return {
+            self.add(Address(bytes((198, 18, n >> 8 & 255, n & 255)), 1 + (n >> 16))) for n in range(count)
+        }
 
 
 @pytest.fixture
-def worker() -> Iterator[AskingWorker]:
-    running = AskingWorker()
-    yield running
-    running.close()
+def line() -> Iterator[Line]:
+    with ExitStack() as stack:
+        yield Line(stack)
 
 
-def test_unknown_client_goes_on_once_its_transceiver_has_confirmed_it(worker: AskingWorker) -> None:
-    worker.serve()
-    worker.client_sends(*PACKETS[:3])
-    assert worker.asked() == worker.record().name
-    worker.finds(worker.call.transceiver)
-    assert worker.arrived() == b"", "it is asked before anything is sent"
-    worker.client_sends(PACKETS[3])
-    wait_until(lambda: worker.counted() == {"hold": 4}, "a held packet")
-    worker.transceiver_sends(b"")
-    worker.client_sends(*PACKETS[4:])
-    assert [worker.arrived() for _ in PACKETS] == PACKETS
-    assert worker.hear("flow_assured")["flow"] == worker.record().to_json()
-    worker.transceiver_sends(SERVER_HELLO)
-    assert worker.client.recv(2048) == SERVER_HELLO
-    wait_until(lambda: worker.events_counted() == {"flow_recalled": 1}, "the event")
-    counted = worker.counted()
-    assert counted["hold"] >= 4
-    assert counted == {
-        "hold": counted["hold"], "confirm_flow": 1, "forward_flow": len(PACKETS), "forward_client": 1,
-    }  # fmt: skip
+def test_questions_of_a_turn_are_one_message(line: Line) -> None:
+    for number in range(MAX_ENTRIES):
+        assert (
+            line.relay.client_sends(RTP, Address(bytes((198, 18, number >> 8, number & 255)), 1)).verdict
+            is Verdict.HOLD
+        )
+    line.turn()
+    assert len(line.theirs.recv(1 << 20)) == 1 + 36 * MAX_ENTRIES
+    line.turn()
+    with pytest.raises(BlockingIOError):
+        line.theirs.recv(1)
 
 
 @pytest.mark.parametrize(
     ("found", "event"),
     [
-        (Found.MISS, "recall_missed"),
-        (Found.FORGED, "recall_missed"),
-        (Found.UNAVAILABLE, "recall_unavailable"),
+        (Found.MISS, FlowEvent.RECALL_MISSED),
+        (Found.FORGED, FlowEvent.RECALL_MISSED),
+        (Found.UNAVAILABLE, FlowEvent.RECALL_UNAVAILABLE),
+        (Found.HIT, FlowEvent.FLOW_RECALLED),
     ],
 )
-def test_client_that_the_cache_does_not_give_waits_for_its_next_check(
-    worker: AskingWorker, found: Found, event: str
-) -> None:
-    worker.serve()
-    worker.client_sends(*PACKETS[:2])
-    worker.asked()
-    worker.finds_none(found)
-    wait_until(lambda: worker.counted() == {"hold": 2, "drop_unknown_flow": 2}, "the drops")
-    worker.client_sends(PACKETS[2])
-    wait_until(lambda: worker.counted()["drop_unknown_flow"] == 3, "a drop at once")
-    wait_until(lambda: worker.events_counted() == {event: 1}, "the event")
-    worker.connect()
-    assert worker.hear("flow_assured")["flow"] == worker.record().to_json()
+def test_findings_go_to_the_core(line: Line, found: Found, event: FlowEvent) -> None:
+    line.relay.client_sends(RTP)
+    line.turn()
+    told, (name,) = line.agent.receive_untrusted()
+    assert told == []
+    record = FlowRecord(*line.relay.key_of(), CALL.transceiver, CALL.tag)
+    assert name == record.name
+    line.agent.answer([Finding(name, found, record if found is Found.HIT else None)])
+    line.hears()
+    line.relay.transceiver_sends(b"", CALL.transceiver)
+    assert [line.relay.count(each) for each in FlowEvent] == [each is event for each in FlowEvent]
 
 
-def test_agent_that_does_not_answer_costs_the_packets_alone(worker: AskingWorker) -> None:
-    worker.serve()
-    began = time.monotonic()
-    worker.client_sends(*PACKETS[:2])
-    wait_until(lambda: worker.counted() == {"hold": 2, "drop_unknown_flow": 2}, "the deadline")
-    assert time.monotonic() - began >= 0.4
-    wait_until(lambda: worker.events_counted() == {"recall_unavailable": 1}, "the event")
+def test_question_that_the_line_does_not_take_is_answered_at_once(line: Line) -> None:
+    filler = [bytes(36)] * MAX_ENTRIES
+    while not line.cache._line.ask(filler):
+        pass
+    line.relay.client_sends(RTP)
+    line.turn()
+    assert line.relay.count(FlowEvent.RECALL_UNAVAILABLE) == 1
+    assert line.relay.client_sends(RTP).verdict is Verdict.DROP_UNKNOWN_FLOW
 
 
-def test_transceiver_that_does_not_confirm_gets_nothing(worker: AskingWorker) -> None:
-    worker.serve()
-    worker.client_sends(*PACKETS[:2])
-    worker.asked()
-    worker.finds(worker.call.transceiver)
-    assert [worker.arrived(), worker.arrived()] == [b"", b""], "it is asked twice"
-    wait_until(lambda: worker.counted() == {"hold": 2, "drop_unknown_flow": 2}, "the drops")
-    wait_until(lambda: worker.events_counted() == {"recall_unconfirmed": 1}, "the event")
-    worker.transceiver_sends(b"")
-    wait_until(lambda: worker.counted().get("drop_spp_malformed") == 1, "a word that is too late")
-    worker.client_sends(PACKETS[2])
-    assert is_quiet(worker.transceiver)
+def test_time_passes_in_the_core_when_something_is_due(line: Line) -> None:
+    line.turn()
+    line.relay.client_sends(RTP)
+    line.turn()
+    assert line.cache.due == line.relay.now + 0.5
+    line.relay.now += 0.5
+    line.turn()
+    assert line.relay.count(FlowEvent.RECALL_UNAVAILABLE) == 1
+    assert line.sent == 3
 
 
-def test_word_of_another_socket_of_the_fleet_confirms_nothing(worker: AskingWorker) -> None:
-    worker.serve()
-    worker.client_sends(PACKETS[0])
-    worker.asked()
-    with closing(bind_udp("another", LOOPBACK)) as another:
-        worker.finds(worker.call.transceiver)
-        assert worker.arrived() == b""
-        worker.transceiver_sends(b"", another)
-        wait_until(lambda: worker.counted().get("drop_spp_malformed") == 1, "a drop")
-        assert worker.arrived() == b""
-        worker.transceiver_sends(b"")
-        assert worker.arrived() == PACKETS[0]
-        assert is_quiet(another)
+def test_flows_of_a_turn_are_told_in_one_message(line: Line) -> None:
+    line.turn()
+    records = [line.add(CLIENT_V4), line.add(CLIENT_V6, CALL_V6, vip_index=1)]
+    for record in records:
+        flow = line.relay.core.flows.get(FlowKey(record.client, record.vip))
+        assert flow is not None
+        line.cache.note(flow)
+    line.turn()
+    line.turn()
+    assert line.told() == records
 
 
-def test_target_outside_the_transceiver_networks_gets_nothing() -> None:
-    worker = AskingWorker(transceiver_networks=["127.0.0.1/32"])
-    try:
-        worker.serve()
-        worker.client_sends(PACKETS[0])
-        worker.asked()
-        with closing(bind_udp("outside", Address.parse("127.0.0.9:0"))) as outside:
-            worker.finds(bound_address(outside))
-            wait_until(lambda: worker.counted() == {"hold": 1, "drop_unknown_flow": 1}, "a drop")
-            assert is_quiet(outside)
-        wait_until(lambda: worker.events_counted() == {"recall_missed": 1}, "the event")
-    finally:
-        worker.close()
+def test_flow_that_the_line_does_not_take_is_counted_and_told_in_the_next_round(line: Line) -> None:
+    line.turn()
+    record = line.add(CLIENT_V4)
+    while not line.cache._line.ask([bytes(36)] * MAX_ENTRIES):
+        pass
+    line.cache.note(line.relay.flow_of())
+    line.turn()
+    assert line.relay.count(FlowEvent.FLOW_UNTOLD) == 1
+    while line.agent.receive_untrusted()[1]:
+        pass
+    line.relay.now += ROUND_S
+    line.relay.client_sends(RTP)
+    line.turn()
+    assert line.told() == [record]
 
 
-def test_flow_that_turns_assured_is_told_at_once(worker: AskingWorker) -> None:
-    worker.serve()
-    began = time.monotonic()
-    worker.connect()
-    assert worker.told(1) == [worker.record()]
-    assert time.monotonic() - began < 1
-    time.sleep(QUIET_S)
-    worker.read_line()
-    assert worker._told == []
+# rounds
 
 
-def test_recalled_flow_is_told_in_the_next_round(worker: AskingWorker) -> None:
-    worker.configure(refresh_s=1.0)
-    worker.tell("serve")
-    worker.hear("ready")
-    worker.client_sends(PACKETS[0])
-    worker.asked()
-    worker.finds(worker.call.transceiver)
-    worker.arrived()
-    worker.transceiver_sends(b"")
-    assert worker.arrived() == PACKETS[0]
-    assert worker.told(1) == [worker.record()]
+def test_round_tells_of_each_living_flow_once(line: Line) -> None:
+    silent = line.add(CLIENT_V4, silent_s=ROUND_S)
+    living = {
+        silent,
+        line.add(OTHER_CLIENT_V4),
+        line.add(CLIENT_V6, CALL_V6, vip_index=1),
+        line.add(CLIENT_V4, vip_index=2),
+    }
+    line.add(Address(CLIENT_V4.host, 1), silent_s=ROUND_S + 1)
+    gone = line.add(Address(CLIENT_V4.host, 2))
+    line.relay.core.flows.remove(FlowKey(gone.client, gone.vip))
+    line.relay.client_sends(RTP, Address(CLIENT_V4.host, 3))  # no flow
+    line.turn()
+    told = line.told()
+    assert (set(told), len(told)) == (living, len(living))
+    line.relay.now += ROUND_S - 1
+    line.turn()
+    assert line.told() == []
+    line.relay.now += 1
+    line.turn()
+    assert set(line.told()) == living - {silent}
 
 
-def test_living_flows_are_told_again_and_at_once_if_the_agent_wants_it(worker: AskingWorker) -> None:
-    worker.configure(refresh_s=1.0)
-    records = {FlowRecord(Address(bytes((127, 1, n >> 8, n & 255)), 40000), worker.vip, worker.call.transceiver, "x" * 8) for n in range(700)}  # fmt: skip
-    worker.tell("adopt", flows=[record.to_json() for record in records])
-    worker.tell("serve")
-    worker.hear("ready")
-    assert set(worker.told(700)) == records
-    time.sleep(1.5)
-    worker.read_line()
-    worker._told.clear()
-    worker.agent.want_everything()
-    time.sleep(QUIET_S)
-    worker.read_line()
-    assert worker._told == [], "they have been silent for a round"
+@pytest.mark.parametrize("is_hurried", [False, True])
+def test_large_table_is_told_in_slices_within_the_round(line: Line, is_hurried: bool) -> None:
+    records = line.add_many(10_250)
+    if is_hurried:
+        line.turn()
+        line.told()
+        line.relay.now += 10
+        line.agent.want_everything()
+        line.hears()
+    began, told = line.relay.now, []
+    for _ in range(50):
+        line.turn()
+        heard = line.told()
+        assert len(heard) <= MAX_ENTRIES
+        told += heard
+        if len(told) >= len(records):
+            break
+        line.relay.now = line.cache.due
+    assert (set(told), len(told)) == (records, len(records))
+    took = line.relay.now - began
+    # 100,000 flows are ten times as many.
+    assert took <= 0.5 + 0.1 if is_hurried else ROUND_S * 0.9 <= took <= ROUND_S
+    line.relay.now = line.cache.due
+    assert (line.relay.now - began) == pytest.approx(took + (0.025 if is_hurried else ROUND_S / 21), abs=0.01)
 
 
-def test_hurried_round_does_not_wait_for_the_next_one(worker: AskingWorker) -> None:
-    worker.serve()
-    worker.connect()
-    worker.told(1)
-    began = time.monotonic()
-    assert worker.agent.want_everything()
-    assert worker.told(1) == [worker.record()]
-    assert time.monotonic() - began < 2
+def test_round_that_is_wanted_goes_once_around(line: Line) -> None:
+    records = line.add_many(1200)
+    line.turn()
+    first = set(line.told())
+    assert len(first) == 500
+    line.agent.want_everything()
+    line.hears()
+    told: list[FlowRecord] = []
+    for _ in range(3):
+        line.turn()
+        told += line.told()
+        line.relay.now = line.cache.due
+    assert (set(told), len(told)) == (records, len(records))
+    assert set(told[-500:]) == first
+    line.turn()
+    assert set(line.told()) == set(told[:500])
+    assert line.cache.due - line.relay.now == pytest.approx(ROUND_S / 3), "at its usual pace"
 
 
-def test_worker_after_a_crash_asks_by_the_same_line() -> None:
-    ours, theirs = open_line()
-    with closing(ours), closing(theirs):
-        agent = AgentLine(theirs)
-        first = RunningWorker(ours.fileno())
-        first.serve()
-        first.client_sends(PACKETS[0])
-        wait_until(lambda: bool(agent.receive_untrusted()[1]), "a question")
-        stale = Finding(first.record().name, Found.MISS)
-        agent.answer([stale, stale])
-        first.close()
-        second = RunningWorker(ours.fileno())
-        try:
-            second.serve()
-            second.client_sends(PACKETS[0])
-            wait_until(lambda: agent.receive_untrusted()[1] == [second.record().name], "a question")
-        finally:
-            second.close()
+def test_rounds_that_are_wanted_often_reach_the_end_of_the_table(line: Line) -> None:
+    records = line.add_many(5200)
+    told: set[FlowRecord] = set()
+    for _ in range(11):
+        line.agent.want_everything()
+        line.hears()
+        line.turn()
+        told.update(line.told())
+        line.relay.now = line.cache.due
+    assert told == records
 
 
-def test_worker_that_ends_drops_what_it_holds(worker: AskingWorker) -> None:
-    worker.serve()
-    worker.client_sends(*PACKETS[:2])
-    worker.asked()
-    os.kill(worker.process.pid, signal.SIGTERM)
-    assert worker.process.wait(10) == 0
-    assert worker.counted() == {"hold": 2, "drop_unknown_flow": 2}
+def test_where_others_tell_of_flows_again_nothing_is_refreshed() -> None:
+    with ExitStack() as stack:
+        line = Line(stack, refreshes=False)
+        line.add(CLIENT_V4)
+        line.agent.want_everything()
+        line.hears()
+        line.turn()
+        assert line.told() == []
+        assert line.cache.due == float("inf")
 
 
-@pytest.mark.parametrize("while_asking", [False, True])
-def test_line_that_is_closed_leaves_a_worker_as_without_cache(
-    worker: AskingWorker, while_asking: bool
-) -> None:
-    """And it does not spin on it."""
-    worker.serve()
-    if while_asking:
-        worker.client_sends(PACKETS[0])
-        worker.asked()
-    worker.close_line()
-    before = 1 if while_asking else 0
-    wait_until(lambda: worker.counted().get("drop_unknown_flow", 0) == before, "the end of what was held")
-    used = cpu_s(worker.process.pid)
-    worker.client_sends(PACKETS[1])
-    wait_until(lambda: worker.counted().get("drop_unknown_flow", 0) == before + 1, "a drop")
-    time.sleep(1.0)
-    assert cpu_s(worker.process.pid) - used < 0.4
-    worker.connect()
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"?",
+        b"F" + bytes(62),
+        b"F" + bytes(36) + b"\x09" + bytes(26),
+        b"F" + bytes(36) + b"\x01" + b"\xff" * 26,
+    ],
+    ids=["empty", "unknown", "cut short", "no finding", "tag that is no text"],
+)
+def test_nonsense_of_an_agent_is_passed_over(line: Line, message: bytes) -> None:
+    line.relay.client_sends(RTP)
+    line.turn()
+    line.theirs.send(message)
+    line.hears()
+    line.agent.answer([Finding(line.agent.receive_untrusted()[1][0], Found.MISS)])
+    line.hears()
+    assert line.relay.count(FlowEvent.RECALL_MISSED) == 1
 
 
-def cpu_s(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as stat:
-        fields = stat.read().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def test_dtls_is_held_too(worker: AskingWorker) -> None:
-    worker.serve()
-    worker.client_sends(CLIENT_HELLO)
-    worker.asked()
-    worker.finds(worker.call.transceiver)
-    assert worker.arrived() == b""
-    worker.transceiver_sends(b"")
-    assert worker.arrived() == CLIENT_HELLO
+def test_agent_that_is_gone_for_good_is_noticed(line: Line) -> None:
+    assert line.cache.receive(line.relay.now), "there was nothing to read"
+    line.theirs.close()
+    assert not line.cache.receive(line.relay.now)

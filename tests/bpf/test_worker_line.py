@@ -13,7 +13,7 @@ from relay.dataplane.bpf.maps import BpfMap
 from tests.bpf.kernel_objects import make_map
 from tests.host.deadline import wait_until
 from tests.relay.network import RTP, SERVER_HELLO
-from tests.relay.test_worker_cache import QUIET_S, AskingWorker
+from tests.relay.test_worker_line import QUIET_S, AskingWorker
 
 pytestmark = [pytest.mark.bpf, pytest.mark.usefixtures("bpf")]
 
