@@ -207,6 +207,7 @@ class ImpairedPath:
         self._max_clients, self._max_queued = max_clients, max_queued
         self._clients: dict[Address, _Client] = {}
         self._counts = {(direction, kind): Counts() for direction in Direction for kind in Kind}
+        self._first_left: dict[tuple[Direction, Kind], float] = {}
         self._queue: list[_Parcel] = []
         self._order = itertools.count()
         self._pause = _Pause()
@@ -245,6 +246,10 @@ class ImpairedPath:
     def counts(self, direction: Direction, *kinds: Kind) -> Counts:
         """Of all clients up to now: of these kinds, or of every kind."""
         return sum((replace(self._counts[direction, kind]) for kind in kinds or Kind), Counts())
+
+    def first_left_s(self, direction: Direction, kind: Kind) -> float | None:
+        """When the first datagram of a kind left us, in monotonic seconds."""
+        return self._first_left.get((direction, kind))
 
     def outer_addresses(self) -> list[Address]:
         """As the far side sees the clients, in the order in which they came."""
@@ -353,6 +358,7 @@ class ImpairedPath:
             counts.refused += 1
             return
         counts.forwarded += 1
+        self._first_left.setdefault((lane.direction, parcel.kind), self._loop.time())
         if parcel.number is not None:
             counts.reordered += parcel.number < lane.highest_left
             lane.highest_left = max(lane.highest_left, parcel.number)
@@ -393,6 +399,10 @@ class ThreadedPath:
     def counts(self, direction: Direction, *kinds: Kind) -> Counts:
         """See ImpairedPath."""
         return self._run(lambda path: path.counts(direction, *kinds))
+
+    def first_left_s(self, direction: Direction, kind: Kind) -> float | None:
+        """See ImpairedPath."""
+        return self._run(lambda path: path.first_left_s(direction, kind))
 
     def outer_addresses(self) -> list[Address]:
         """See ImpairedPath."""

@@ -159,6 +159,6 @@ def _request(url: str, method: str, body: str) -> tuple[int, http.client.HTTPMes
         response = connection.getresponse()
         return response.status, response.headers, response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        raise BenchError(f"{method} {url}: {error or type(error).__name__}") from None
+        raise BenchError(f"{method} {url}: {str(error) or type(error).__name__}") from None
     finally:
         connection.close()

@@ -22,7 +22,13 @@ _SETUPS = 10
 
 
 def measure_calls(
-    loads: Mapping[Variant, RunningLoad], *, calls: int, rounds: int, seconds: float, limit: int, shown: Progress
+    loads: Mapping[Variant, RunningLoad],
+    *,
+    calls: int,
+    rounds: int,
+    seconds: float,
+    limit: int,
+    shown: Progress,
 ) -> list[CallsRow]:
     """All variants in turns at ``calls``, then each for itself up to ``limit`` calls."""
     rows = {variant: CallsRow(name=variant.name, what=variant.what, calls=calls) for variant in loads}

@@ -7,12 +7,14 @@ other side made for it.
 import socket
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from wire.address import Address
 from wire.spp import HEADER_BYTES, encode_header
 
 SockAddr = tuple[str, int]
+# An SPP header, or the other side's socket.
+Key = bytes | SockAddr
 
 _SO_RCVBUFFORCE, _SO_MEMINFO, _DROPS = 33, 55, 8  # asm-generic/socket.h; linux/sock_diag.h
 _BUFFER_BYTES = 64 * 1024 * 1024
@@ -44,12 +46,8 @@ class Line(ABC):
         """What goes in front of each datagram of a call."""
 
     @abstractmethod
-    def key(self, datagram: bytes, source: SockAddr) -> Hashable:
+    def key(self, datagram: bytes, source: SockAddr) -> Key:
         """By what a received datagram's call is known."""
-
-    @abstractmethod
-    def first_key(self, index: int) -> Hashable | None:
-        """The key that a call has from the beginning; None if its first check tells."""
 
     @abstractmethod
     def offered(self) -> Sequence[str]:
@@ -71,13 +69,9 @@ class SppLine(Line):
         client = Address(host.to_bytes(4, "big"), _FIRST_CLIENT.port + index % _CLIENTS_A_HOST)
         return encode_header(client, self._vip)
 
-    def key(self, datagram: bytes, source: SockAddr) -> Hashable:
+    def key(self, datagram: bytes, source: SockAddr) -> Key:
         """SPP's header, which names the client both ways."""
         return datagram[:HEADER_BYTES]
-
-    def first_key(self, index: int) -> Hashable | None:
-        """Known, as the address is ours to choose."""
-        return self.header(index)
 
     def offered(self) -> Sequence[str]:
         """Nothing: a lite agent looks at no candidates."""
@@ -91,13 +85,9 @@ class PlainLine(Line):
         """None."""
         return b""
 
-    def key(self, datagram: bytes, source: SockAddr) -> Hashable:
+    def key(self, datagram: bytes, source: SockAddr) -> Key:
         """The other side's socket."""
         return source
-
-    def first_key(self, index: int) -> Hashable | None:
-        """Not known before its check."""
-        return None
 
     def offered(self) -> Sequence[str]:
         """Our candidate."""

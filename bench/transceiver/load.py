@@ -12,7 +12,6 @@ import os
 import select
 import sys
 import time
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from OpenSSL import SSL
 from bench.errors import BenchError
 from bench.transceiver.caller import Caller
 from bench.transceiver.dtls import Certificate
-from bench.transceiver.line import Line, PlainLine, SockAddr, SppLine
+from bench.transceiver.line import Key, Line, PlainLine, SockAddr, SppLine
 from bench.transceiver.speech import make_speech
 from bench.transceiver.tally import (
     FRAME_NS,
@@ -79,7 +78,7 @@ class Load:
         self._speech = make_speech()
         self._frame_of = {frame: index for index, frame in enumerate(self._speech.frames)}
         self._calls: list[Caller] = []
-        self._by_key: dict[Hashable, Caller] = {}
+        self._by_key: dict[Key, Caller] = {}
         self._by_ufrag: dict[bytes, Caller] = {}
         self._made = self._next_check = 0
         self._checked_at = time.monotonic()
@@ -138,10 +137,9 @@ class Load:
     def _set_up(self) -> None:
         call = Caller(self._made, self._line, self._certificate, self._speech)
         self._made += 1
-        key = self._line.first_key(call.index)
-        if isinstance(self._line, SppLine) and key is not None:
+        if isinstance(self._line, SppLine):
             call.peer = self._line.transceiver
-            self._by_key[key] = call
+            self._by_key[call.header] = call
         self._by_ufrag[call.ufrag.encode()] = call
         call.dial(self._job.url)
         self._calls.append(call)
@@ -158,9 +156,8 @@ class Load:
 
     def _hang_up(self, call: Caller) -> None:
         call.hang_up(self._job.url)
-        for index in (self._by_key, self._by_ufrag):
-            for key in [key for key, value in index.items() if value is call]:
-                del index[key]  # type: ignore[arg-type]
+        self._by_key = {key: one for key, one in self._by_key.items() if one is not call}
+        del self._by_ufrag[call.ufrag.encode()]
 
     # a turn
 
@@ -168,7 +165,12 @@ class Load:
         """Each packet at its time, the calls' phases evenly spread over the 20 ms."""
         peers = [call.peer for call in calls]
         assert all(peers)
-        count, total, clock, sock = len(calls), len(calls) * len(spoken[0]), time.monotonic_ns, self._line.sock
+        count, total, clock, sock = (
+            len(calls),
+            len(calls) * len(spoken[0]),
+            time.monotonic_ns,
+            self._line.sock,
+        )
         step = FRAME_NS / count
         packets = [spoken[i % count][i // count] for i in range(total)]
         measured = since * count

@@ -155,7 +155,12 @@ class Found:
                 found[f"CPU a setup: {setup.name}"] = statistics.median(b / a for a, b in pair)
         stock_memory = next((row for row in self.memory if row.name == STOCK), None)
         for memory in self.memory:
-            if stock_memory and memory is not stock_memory and memory.per_session and stock_memory.per_session:
+            if (
+                stock_memory
+                and memory is not stock_memory
+                and memory.per_session
+                and stock_memory.per_session
+            ):
                 found[f"memory a session: {memory.name}"] = stock_memory.per_session / memory.per_session
         return found
 

@@ -111,9 +111,7 @@ def count_stream(said: Said, came: Sequence[Came], since: int) -> Tally:
         return tally
     gaps = max(different) - min(different) + 1 - len(different)
     tally.lost = gaps + max(0, tally.sent - len(different) - gaps - HELD)
-    transits = [
-        packet.at - number * FRAME_NS for packet, number in zip(counted, numbers, strict=True)
-    ]
+    transits = [packet.at - number * FRAME_NS for packet, number in zip(counted, numbers, strict=True)]
     tally.late = _late(transits)
     return tally
 

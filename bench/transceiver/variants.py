@@ -91,13 +91,15 @@ def served(variant: Variant, core: int) -> Iterator[Served]:
 @contextlib.contextmanager
 def _ours(variant: Variant, directory: Path, core: int) -> Iterator[Served]:
     config, state_dir = directory / "relayctl.toml", directory / "state"
-    port = _free_port()
+    port = free_port()
     keys = "\n".join(f"{name} = {value}" for name, value in (variant.keys or {}).items())
     config.write_text(_CONFIG.format(vip=VIP, http=f"127.0.0.1:{port}", keys=keys))
     state_dir.mkdir()
     command = [str(RELAYCTL), "start", "--role", "transceivers"]
     command += ["--state-dir", str(state_dir), "--config", str(config)]
-    with running(contextlib.nullcontext(), _on(core, command), directory / "log", lambda said: "Ctrl-C stops" in said):
+    with running(
+        contextlib.nullcontext(), _on(core, command), directory / "log", lambda said: "Ctrl-C stops" in said
+    ):
         [transceiver] = ask(StateDir(state_dir), "status")["transceivers"]["processes"]
         yield Served(
             variant=variant,
@@ -133,7 +135,8 @@ def _on(core: int, command: list[str]) -> list[str]:
     return ["taskset", "--cpu-list", str(core), *command]
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port of loopback that nobody has now."""
+    with socket.socket(socket.AF_INET, kind) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
