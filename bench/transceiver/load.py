@@ -5,7 +5,6 @@ sent and answered. What a turn takes besides sending and receiving is done befor
 before the first is sent, and those that came are unprotected and compared after the last. It ends with standard input.
 """
 
-import contextlib
 import gc
 import json
 import os
@@ -65,7 +64,6 @@ class LoadJob:
     is_exact: bool
     core: int
     served_core: int
-    niceness: int
 
 
 class Load:
@@ -145,7 +143,7 @@ class Load:
         self._calls.append(call)
         deadline = time.monotonic() + _SETUP_S
         while not call.dtls.is_done:
-            if call.peer is not None and not call.is_answered:
+            if call.peer and not call.is_answered:
                 self._send(call, call.check())
             retry_at = time.monotonic() + _RETRY_S
             while not call.dtls.is_done and time.monotonic() < retry_at:
@@ -320,8 +318,6 @@ def main() -> None:
     """Obey standard input."""
     job = LoadJob(**json.loads(sys.stdin.readline()))
     os.sched_setaffinity(0, {job.core})
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, job.niceness)
     load = Load(job)
     _say({})
     while True:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.transceiver.load import LoadJob
-from bench.transceiver.variants import NICENESS, VIP, Served
+from bench.transceiver.variants import VIP, Served, favour
 from bench.transceiver.vitals import socket_drops
 
 
@@ -105,7 +105,6 @@ def running_load(target: Served, core: int) -> Iterator[RunningLoad]:
         is_exact=target.variant.is_exact,
         core=core,
         served_core=target.core,
-        niceness=NICENESS,
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.transceiver.load"],
@@ -113,9 +112,11 @@ def running_load(target: Served, core: int) -> Iterator[RunningLoad]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     with process:
         try:
+            favour(process.pid)
             assert process.stdin is not None
             load = RunningLoad(target, process)
             process.stdin.write(json.dumps(asdict(job)) + "\n")
