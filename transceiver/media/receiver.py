@@ -187,6 +187,7 @@ class VoiceReceiver(RTCRtpReceiver):
         if packet.payload_type != self._decoder_type or self._decoder is None:
             self._decoder = make_decoder(codec, self._context.settings)
             self._decoder_type = packet.payload_type
+            self._jitter_buffer = None  # what it holds, and how long its frames are, is of another codec
         samples = self._decoder.samples_of_untrusted(packet.payload)
         if not samples:
             self._context.observer.count("audio_malformed")
