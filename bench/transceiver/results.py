@@ -89,7 +89,10 @@ class PhasesRow:
 
 @dataclass(kw_only=True)
 class MemoryRow:
-    """Bytes of a process: what each connected session added; and before and after so many calls came and went."""
+    """Bytes of a process: what each connected session added; and before and after so many calls came and went.
+
+    rounds_rss: after each hundred of them, as soon as they had hung up.
+    """
 
     name: str
     sessions: int = 0
@@ -99,6 +102,7 @@ class MemoryRow:
     churned: int = 0
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
+    rounds_rss: list[int] = field(default_factory=list)
     why_not: str = ""
 
     @property

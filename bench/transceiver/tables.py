@@ -47,7 +47,17 @@ def _calls(found: Found) -> Sheet:
 
 
 def _steps(found: Found) -> Sheet:
-    columns = ["transceiver", "calls", "packets", "lost", "late", "delay p50 ms", "p99 ms", "CPU", "others"]
+    columns = [
+        "transceiver",
+        "calls",
+        "packets",
+        "lost",
+        "late",
+        "delay p50 ms",
+        "p99 ms",
+        "CPU",
+        "disturbed",
+    ]
     rows = [
         [
             row.name,
@@ -58,7 +68,7 @@ def _steps(found: Found) -> Sheet:
             _number(run.delay_p50_ms, 1),
             _number(run.delay_p99_ms, 1),
             f"{run.cpu_share:.0%}",
-            f"{run.others_s / run.measured_s:.0%}",
+            f"{run.disturbed:.1%}",
         ]
         for row in found.calls
         for run in row.steps
