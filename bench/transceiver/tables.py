@@ -115,6 +115,7 @@ def _memory(found: Found) -> Sheet:
     columns += [
         "calls come and gone",
         "MB before",
+        "half way",
         "after",
         "threads before",
         "after",
@@ -124,10 +125,11 @@ def _memory(found: Found) -> Sheet:
     ]
     rows = []
     for row in found.memory:
-        churn: list[str] = []
-        for name, unit in (("rss", _MB), ("threads", 1), ("files", 1)):
-            for at in (row.before, row.after):
-                churn.append(_number(at[name] / unit if at else None, 1 if unit > 1 else 0))
+        half_way = row.rounds_rss[(len(row.rounds_rss) - 1) // 2] / _MB if row.rounds_rss else None
+        before, after = (
+            [at["rss"] / _MB, at["threads"], at["files"]] if at else [None] * 3
+            for at in (row.before, row.after)
+        )
         per_session = row.per_session
         rows.append(
             [
@@ -138,7 +140,8 @@ def _memory(found: Found) -> Sheet:
                 _number(row.full_pss / _MB, 1),
                 _number(row.full_threads),
                 _number(row.churned),
-                *churn,
+                *(_number(mb, 1) for mb in (before[0], half_way, after[0])),
+                *(_number(count) for pair in zip(before[1:], after[1:], strict=True) for count in pair),
                 row.why_not,
             ]
         )
