@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from tests.transceiver.media.fakes import (
 from transceiver.media.settings import SPEECH, AudioSettings
 from transceiver.media.track import VoiceTrack
 from wire.rtcp import SenderReport
-from wire.rtp import RtpPacket
+
+if TYPE_CHECKING:
+    from wire.rtp import RtpPacket
 
 pytestmark = pytest.mark.usefixtures("no_task_left")
 
