@@ -269,7 +269,8 @@ class VoiceSender(RTCRtpSender):
         """Play what is the track now, instead of what was."""
         if self._playing is not None:
             self._playing.cancel()
-        self._playing = None if self.track is None else asyncio.create_task(self._play(self.track))
+        track = cast("MediaStreamTrack | None", self.track)
+        self._playing = None if track is None else asyncio.create_task(self._play(track))
 
     async def _play(self, track: MediaStreamTrack) -> None:
         in_a_row = 0
