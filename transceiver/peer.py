@@ -167,8 +167,9 @@ class RelayedPeerConnection(RTCPeerConnection):
         elif known != described.client_ufrag:
             self._hub.restart_ice(self, described.client_ufrag)
         # aiortc would stop the one transport when the offer's first section is not our first.
-        for transceiver in self.getTransceivers():
-            transceiver._bundled = True
+        for section in (*self.getTransceivers(), self.sctp):
+            if section is not None:
+                section._bundled = True
         await super().setRemoteDescription(description)
         if description.type == "offer":
             for transceiver in self.getTransceivers():
