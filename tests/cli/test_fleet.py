@@ -12,7 +12,7 @@ import redis as redis_py
 from cli.main import EXIT_FAILED, EXIT_USAGE
 from host.keystore import load_keys
 from tests.cli.relayctl import Relayctl
-from tests.cli.transceiver_host import TransceiverHost
+from tests.cli.transceiver_host import Row, TransceiverHost
 from tests.host.deadline import wait_until
 from tests.redis.server import RedisServer, redis_server
 from tests.transceiver.whip import FRAGMENT, TRICKLE
@@ -152,21 +152,27 @@ def test_other_host_takes_the_calls_of_one_without_memory(
         assert (status["full"], status["refused"]) == ("memory", {})
         told = [lease["full"] for lease in hosts[0].ask("fleet")["transceivers"] if not lease["here"]]
         assert sorted(told, key=str) == [None, "memory"]
-        wait_until(lambda: lease_of(full) is not None, "Redis has its lease")
-        lease = lease_of(full)
-        assert lease is not None
-        assert (lease["state"], lease["expires_s"] <= 2) == ("ready", True)
-        assert "ready, told " in full.relayctl.run("transceivers", "status").stdout
+        leases: list[Row] = []
+
+        def has_lease() -> bool:
+            leases.append(lease_of(full))
+            return bool(leases[-1])
+
+        wait_until(has_lease, "Redis has its lease")
+        assert leases[-1]["state"] == "ready"
+        assert 0 < leases[-1]["expires_s"] <= 2
+        wait_until(
+            lambda: "ready, told " in full.relayctl.run("transceivers", "status").stdout, "it is shown"
+        )
     finally:
         full.relayctl.clean_up()
     await_others(*hosts)
 
 
-def lease_of(host: TransceiverHost) -> dict[str, float | str] | None:
-    """What the fleet sees of its first transceiver."""
+def lease_of(host: TransceiverHost) -> Row:
+    """What the fleet sees of its first transceiver; empty while that is nothing."""
     [status] = host.relayctl.json("transceivers", "status")
-    lease: dict[str, float | str] | None = status["lease"]
-    return lease
+    return status["lease"] or {}
 
 
 def test_cache_is_shown(hosts: tuple[TransceiverHost, TransceiverHost], redis: RedisServer) -> None:
