@@ -237,13 +237,13 @@ class VoiceSender(RTCRtpSender):
     async def _play(self) -> None:
         in_a_row = 0
         while True:
-            track = self.track
+            track = cast("MediaStreamTrack | None", self.track)
             if track is None:
                 self._track_changed.clear()
                 await self._track_changed.wait()
                 continue
             try:
-                data = cast("Any", await track.recv())
+                data: Any = await track.recv()
                 if data is None:  # what FastRTC's track gives at its end
                     raise MediaStreamError
                 self._send_data(data)
