@@ -67,9 +67,10 @@ def list_transceivers(state_dir: StateDir, interval_s: float, watch: bool, as_js
 def status(
     state_dir: StateDir, names: tuple[str, ...], interval_s: float, watch: bool, as_json: bool
 ) -> None:
-    """Show what each has and takes: CPU and memory, sessions, why it is full, what it counted, its lease.
+    """Show load, room and counts of each.
 
-    Without NAME: of all.
+    CPU and memory beside their limits, sessions, why it is full, what it counted since it began; with Redis its lease, as other
+    hosts read it. Without NAME: of all.
     """
     for _ in looks(interval_s, watch):
         rows = _ask(state_dir, "transceivers_status", names=names)
@@ -91,7 +92,10 @@ def status(
 def list_sessions(
     state_dir: StateDir, names: tuple[str, ...], interval_s: float, watch: bool, as_json: bool
 ) -> None:
-    """List the sessions of some transceivers, as `relayctl sessions` lists those of all."""
+    """List sessions of some transceivers.
+
+    As `relayctl sessions` lists those of all; also without NAME.
+    """
     for _ in looks(interval_s, watch):
         show_sessions(_ask(state_dir, "sessions", names=names), as_json)
 
@@ -107,7 +111,7 @@ def list_sessions(
 )
 @state_dir_option
 def kick(state_dir: StateDir, sessions: tuple[str, ...], why: str) -> None:
-    """End sessions: the client sees its call closed by the other side.
+    """End sessions, with a goodbye to the client.
 
     SESSION is an id, or as many first letters of it as no other session has. If one of several is not found, none is ended.
     Sessions of processes that an earlier start left behind are out of reach.

@@ -206,6 +206,21 @@ def test_statistics_of_a_call(host: TransceiverHost) -> None:
     assert f"session {seen['session']} ended: kicked ('sends\\nnoise')" in host.relayctl.log()
 
 
+def test_session_without_statistics_is_shown_all_the_same(relayctl: Relayctl) -> None:
+    """aiortc's own receiver and sender tell nothing, and there is no client yet."""
+    config = relayctl.state_dir.parent / "c.toml"
+    config.write_text("[transceiver]\nmedia = 'aiortc'\n")
+    relayctl.start("--config", str(config))
+    host = TransceiverHost(relayctl)
+    host.occupy(FIRST)
+    [session] = ids_of(host)
+    text = relayctl.run("sessions").stdout
+    assert re.search(rf"{session[:8]} +{FIRST} +\w+ +\S+ +-  +-  +-  +-  +-  +-\n", text), text
+    assert "audio is not counted" in relayctl.run("sessions", session).stdout
+    [status] = statuses(host)
+    assert (status["media"], status["opus"]) == ("aiortc", None)
+
+
 def test_no_sessions(host: TransceiverHost) -> None:
     assert host.relayctl.run("sessions").stdout == "0 sessions\n  none\n\n"
     assert host.relayctl.json("sessions") == []

@@ -194,6 +194,12 @@ async def test_process_without_memory_refuses_with_its_reason() -> None:
         assert (await process.public.get("/healthz")).status == 200, "full is not draining"
 
 
+async def test_refusals_of_a_draining_process_are_counted_as_such(process: Process) -> None:
+    process.sessions.draining = True
+    assert (await posted(process.public)).status == 503
+    assert process.sessions.describe()["refused"] == {"draining": 1}
+
+
 async def test_call_goes_on_while_its_process_is_over_its_cpu_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
