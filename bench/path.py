@@ -152,6 +152,8 @@ class _Lane:
     next_number: int = 0
     highest_left: int = -1
     queue_ends_at: float = float("-inf")
+    media_at: float = float("inf")
+    media_gap_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -249,6 +251,18 @@ class ImpairedPath:
     def outer_addresses(self) -> list[Address]:
         """As the far side sees the clients, in the order in which they came."""
         return [bound_address(client.outer) for client in self._clients.values()]
+
+    def forget_gaps(self) -> None:
+        """Gaps in media are counted from now on; one that lasts now, in full."""
+        for client in self._clients.values():
+            for lane in client.lanes:
+                lane.media_gap_s = 0.0
+
+    def media_gap_s(self, direction: Direction) -> float:
+        """The longest time between two RTP datagrams of a client that left us, and since its last."""
+        now = self._loop.time()
+        lanes = [client.lanes[direction] for client in self._clients.values()]
+        return max((max(lane.media_gap_s, now - lane.media_at) for lane in lanes), default=0.0)
 
     @property
     def queued(self) -> int:
@@ -353,6 +367,10 @@ class ImpairedPath:
             counts.refused += 1
             return
         counts.forwarded += 1
+        if parcel.kind is Kind.RTP:
+            now = self._loop.time()
+            lane.media_gap_s = max(lane.media_gap_s, now - lane.media_at)
+            lane.media_at = now
         if parcel.number is not None:
             counts.reordered += parcel.number < lane.highest_left
             lane.highest_left = max(lane.highest_left, parcel.number)
@@ -397,6 +415,14 @@ class ThreadedPath:
     def outer_addresses(self) -> list[Address]:
         """See ImpairedPath."""
         return self._run(lambda path: path.outer_addresses())
+
+    def forget_gaps(self) -> None:
+        """See ImpairedPath."""
+        self._run(lambda path: path.forget_gaps())
+
+    def media_gap_s(self, direction: Direction) -> float:
+        """See ImpairedPath."""
+        return self._run(lambda path: path.media_gap_s(direction))
 
     @property
     def queued(self) -> int:
