@@ -152,8 +152,6 @@ class _Lane:
     next_number: int = 0
     highest_left: int = -1
     queue_ends_at: float = float("-inf")
-    media_at: float = float("inf")
-    media_gap_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -173,6 +171,18 @@ class _Parcel(NamedTuple):
     number: int | None
     kind: Kind
     datagram: bytes
+
+
+@dataclass(slots=True)
+class _Silence:
+    """Of all RTP in one direction."""
+
+    since: float = float("inf")
+    longest_s: float = 0.0
+
+    def end(self, now: float) -> None:
+        self.longest_s = max(self.longest_s, now - self.since)
+        self.since = now
 
 
 @dataclass
@@ -209,6 +219,7 @@ class ImpairedPath:
         self._max_clients, self._max_queued = max_clients, max_queued
         self._clients: dict[Address, _Client] = {}
         self._counts = {(direction, kind): Counts() for direction in Direction for kind in Kind}
+        self._silences = {direction: _Silence() for direction in Direction}
         self._queue: list[_Parcel] = []
         self._order = itertools.count()
         self._pause = _Pause()
@@ -254,15 +265,13 @@ class ImpairedPath:
 
     def forget_gaps(self) -> None:
         """Gaps in media are counted from now on; one that lasts now, in full."""
-        for client in self._clients.values():
-            for lane in client.lanes:
-                lane.media_gap_s = 0.0
+        for silence in self._silences.values():
+            silence.longest_s = 0.0
 
     def media_gap_s(self, direction: Direction) -> float:
-        """The longest time between two RTP datagrams of a client that left us, and since its last."""
-        now = self._loop.time()
-        lanes = [client.lanes[direction] for client in self._clients.values()]
-        return max((max(lane.media_gap_s, now - lane.media_at) for lane in lanes), default=0.0)
+        """The longest time between two RTP datagrams that left us, whosever they were, and since the last."""
+        silence = self._silences[direction]
+        return max(silence.longest_s, self._loop.time() - silence.since)
 
     @property
     def queued(self) -> int:
@@ -368,9 +377,7 @@ class ImpairedPath:
             return
         counts.forwarded += 1
         if parcel.kind is Kind.RTP:
-            now = self._loop.time()
-            lane.media_gap_s = max(lane.media_gap_s, now - lane.media_at)
-            lane.media_at = now
+            self._silences[lane.direction].end(self._loop.time())
         if parcel.number is not None:
             counts.reordered += parcel.number < lane.highest_left
             lane.highest_left = max(lane.highest_left, parcel.number)
