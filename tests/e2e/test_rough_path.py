@@ -130,7 +130,7 @@ def test_chromium_call_over_a_rough_path(own_network: Network | None, tmp_path: 
         samples, concealed = (now[name] - heard[name] for name in ("samples", "concealed"))
         # played on throughout, and most of it was what was sent
         assert samples >= 0.95 * ROUGH_S * 48_000
-        assert concealed < 0.25 * samples
+        assert concealed < 0.4 * samples
         call.wait_for_audio()
         assert only_session(instance)["moves"] == 0
         print_report(
