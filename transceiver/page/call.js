@@ -5,6 +5,8 @@ import { WhipSession, withFragment } from "./whip.js";
 const HANG_UP_PATIENCE_MS = 500;
 const ENDPOINT = "/whip";
 const CONNECT_TIMEOUT_MS = 30_000;
+const RESTART_ATTEMPTS = 10;
+const RESTART_RETRY_MS = 1_000;
 const FIRST_AUDIO_POLL_MS = 10;
 
 const MICROPHONE_FAILURES = {
@@ -76,7 +78,7 @@ export class Call {
 
   /** New ICE credentials for a running call, whose media goes on meanwhile. What goes wrong leaves the old ones. */
   async restartIce() {
-    if (this.pc.connectionState !== "connected") return;
+    if (!["connected", "disconnected"].includes(this.pc.connectionState)) return;
     try {
       await this.#renewIce();
     } catch (error) {
@@ -168,8 +170,20 @@ export class Call {
 
   /** One after the other: of two at once the second would find the first one's offer pending. */
   #renewIce() {
-    this.#renewal = this.#renewal.catch(() => {}).then(() => this.#exchangeCredentials());
+    this.#renewal = this.#renewal.catch(() => {}).then(() => this.#exchangeUntilReached());
     return this.#renewal;
+  }
+
+  /** Browsers refuse requests for a moment after a change of network. */
+  async #exchangeUntilReached() {
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await this.#exchangeCredentials();
+      } catch (error) {
+        if (!error.isUnreached || attempt === RESTART_ATTEMPTS || this.#over) throw error;
+        await new Promise((resolve) => setTimeout(resolve, RESTART_RETRY_MS));
+      }
+    }
   }
 
   async #exchangeCredentials() {
