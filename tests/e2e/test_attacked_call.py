@@ -186,3 +186,42 @@ async def test_media_without_checks_is_no_consent(tmp_path: Path, monkeypatch: p
             ended = [p["ended"] for p in instance.status()["transceivers"]["processes"] if p["ended"]]
             assert ended == [{"consent expired": 1}]
             print_report("media without checks", {"session ended after_s": round(took_s, 1)})
+
+
+async def test_attacker_who_is_first_with_a_check_gets_its_answer_only(tmp_path: Path) -> None:
+    """It keeps a check of the client from arriving and sends it from elsewhere: fresh, so its address is validated."""
+    listen, vip = ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
+    addresses = ("--listen", f"{listen[0]}:{listen[1]}", "--vip", f"{vip[0]}:{vip[1]}")
+    with running(tmp_path / "s", *addresses) as instance, Nat(vip, listen) as nat, clients_at("127.0.0.1"):
+        async with EchoCall(instance.url, setup_timeout_s=40) as call:
+            taken: list[bytes] = []
+            diverted: list[bytes] = []
+
+            def takes(datagram: bytes) -> bool:
+                if taken or classify(datagram) is not PacketClass.STUN:
+                    return False
+                taken.append(datagram)
+                return True
+
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
+                attacker.bind(("127.0.0.1", 0))
+                attacker.setblocking(False)
+                nat.passes_up = lambda datagram: not takes(datagram)
+                await until(lambda: taken, "a check of the client")
+                before = (await call.report()).downlink["received"]
+                for _ in range(20):
+                    attacker.sendto(taken[0], listen)
+                    await asyncio.sleep(0.1)
+                await until(lambda: only_session(instance)["paths"] == 2, "the attacker's path")
+                # until the client has checked again, and for a while of media
+                await asyncio.sleep(7)
+                with suppress(BlockingIOError):
+                    while True:
+                        diverted.append(attacker.recv(65_535))
+            report, session = await call.report(), only_session(instance)
+            assert {classify(datagram) for datagram in diverted} == {PacketClass.STUN}
+            assert sum(map(len, diverted)) <= _AMPLIFICATION * 20 * len(taken[0])
+            assert (session["moves"], session["client"]) == (0, f"127.0.0.1:{nat.outer_port}")
+            assert report.downlink["received"] - before > 0.5 * 9 * 50
+            assert (report.state, report.packets_lost) == ("connected", 0)
+            assert report.silent_s < 2
