@@ -11,7 +11,8 @@ from tests.e2e.chromium import page_call
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, print_report
 from tests.e2e.survival import echo_call, media_gaps_ms, on_path, only_session
-from tests.host.deadline import until
+from tests.host.deadline import until, wait_until
+from transceiver.ice import CONSENT_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.slow]
 
@@ -98,5 +99,32 @@ def test_chromium_call_goes_on_after_a_pause(own_network: Network | None, tmp_pa
                 f"{_ENOUGH} packets both ways after_s": round(again_s, 2),
                 "echo of the data channel after_s": round(echo_s, 1),
                 **media_gaps_ms(path),
+            },
+        )
+
+
+def test_page_restarts_ice_when_chromium_gives_up(own_network: Network | None, tmp_path: Path) -> None:
+    with (
+        on_path(own_network, tmp_path / "s") as (instance, path),
+        page_call(instance, tmp_path / "profile") as call,
+    ):
+        call.wait_for_audio()
+        ufrag, heard = credentials(instance), call.counts()
+        path.pause(float("inf"))
+        paused_at = time.monotonic()
+        wait_until(lambda: credentials(instance) != ufrag, "ICE restarted by the page", CONSENT_S)
+        gave_up_s = time.monotonic() - paused_at
+        assert call.page.get_attribute("#state", "data-state") == "reconnecting"
+        path.pause(0)
+        ended_at = time.monotonic()
+        call.wait_for_more(heard, _AGAIN_S, received=_ENOUGH)
+        again_s = time.monotonic() - ended_at
+        call.page.wait_for_selector('#state[data-state="connected"]', timeout=_AGAIN_S * 1000)
+        call.wait_for_audio()
+        print_report(
+            "Chromium, a pause until it gives up",
+            {
+                "ICE restarted after_s": round(gave_up_s, 1),
+                f"{_ENOUGH} packets down, when there is a network again, after_s": round(again_s, 2),
             },
         )
