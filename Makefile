@@ -10,8 +10,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
-# Debian 12: BCC and the kernel's uapi headers; a browser and a Redis for the end-to-end tests; a C compiler and formatter for bpf/
-PACKAGES := python3-venv python3-bpfcc linux-libc-dev chromium gcc libc6-dev clang-format iproute2 redis-server
+# Debian 12: BCC and the kernel's uapi headers; browsers and a Redis for the end-to-end tests; a C compiler and formatter for bpf/
+PACKAGES := python3-venv python3-bpfcc linux-libc-dev chromium firefox-esr gcc libc6-dev clang-format iproute2 redis-server
 TESTS_SIDE_BY_SIDE := 4
 # Relays that `make bench` measures; one that is not there is a row without a number.
 BENCH_PACKAGES := golang-go nginx libnginx-mod-stream coturn nftables
