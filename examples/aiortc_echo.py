@@ -18,6 +18,8 @@ from aiortc import MediaStreamTrack, RTCDataChannel, RTCPeerConnection, RTCSessi
 
 import transceiver  # relay (1)
 
+logger = logging.getLogger("aiortc_echo")
+
 _PAGE = Path(__file__).with_name("call.html").read_text().replace("{offer}", "/offer")
 _calls = web.AppKey("calls", set[RTCPeerConnection])
 
@@ -31,7 +33,7 @@ async def answer(request: web.Request) -> web.Response:
 
     @peer.on("connectionstatechange")
     async def state_changed() -> None:
-        logging.info("connection is %s", peer.connectionState)
+        logger.info("connection is %s", peer.connectionState)
         if peer.connectionState == "failed":
             await peer.close()
         if peer.connectionState == "closed":

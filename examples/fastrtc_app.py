@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+
 import transceiver
 
 transceiver.install()  # before anything imports aiortc's RTCPeerConnection
