@@ -21,14 +21,13 @@ import transceiver  # relay (1)
 logger = logging.getLogger("aiortc_echo")
 
 _PAGE = Path(__file__).with_name("call.html").read_text().replace("{offer}", "/offer")
-_calls = web.AppKey("calls", set[RTCPeerConnection])
+calls: set[RTCPeerConnection] = set()
 
 
 async def answer(request: web.Request) -> web.Response:
     """POST /offer with {"sdp", "type"}; answers the same."""
     offer = await request.json()
     peer = transceiver.RelayedPeerConnection()  # relay (2): was RTCPeerConnection()
-    calls = request.app[_calls]
     calls.add(peer)
 
     @peer.on("connectionstatechange")
@@ -64,7 +63,7 @@ async def open_hub(app: web.Application) -> AsyncIterator[None]:
         os.environ.get("RELAYCTL_CONFIG"), state_dir=os.environ.get("RELAYCTL_STATE_DIR")
     ):  # relay (3)
         yield
-        await asyncio.gather(*(peer.close() for peer in list(app[_calls])))
+        await asyncio.gather(*(peer.close() for peer in list(calls)))
 
 
 def main() -> None:
@@ -73,7 +72,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="aiortc echo server behind the relay")
     parser.add_argument("--port", type=int, default=8081)
     app = web.Application()
-    app[_calls] = set()
     app.cleanup_ctx.append(open_hub)
     app.add_routes([web.get("/", page), web.post("/offer", answer)])
     web.run_app(app, host="127.0.0.1", port=parser.parse_args().port)

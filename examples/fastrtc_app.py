@@ -74,12 +74,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 stream = Stream(Echo(), modality="audio", mode="send-receive", concurrency_limit=_MAX_CALLS)
 stream.mount(app)  # POST /webrtc/offer
-
-
-@app.get("/")
-async def page() -> HTMLResponse:
-    """A page that places a call."""
-    return HTMLResponse(_PAGE)
+app.add_api_route("/", lambda: HTMLResponse(_PAGE))
 
 
 if __name__ == "__main__":

@@ -21,13 +21,7 @@ import uvicorn
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.responses import HTMLResponse
 from pipecat.audio.vad.silero import SileroVADAnalyzer
-from pipecat.frames.frames import (
-    Frame,
-    InputAudioRawFrame,
-    OutputAudioRawFrame,
-    VADUserStartedSpeakingFrame,
-    VADUserStoppedSpeakingFrame,
-)
+from pipecat.frames import frames
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.audio.vad_processor import VADProcessor
@@ -53,23 +47,24 @@ class Parrot(FrameProcessor):
     def __init__(self) -> None:
         super().__init__()
         self._heard = bytearray()
+        self._format = (0, 0)
         self._speaking = False
 
-    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+    async def process_frame(self, frame: frames.Frame, direction: FrameDirection) -> None:
         """See FrameProcessor."""
         await super().process_frame(frame, direction)
         match frame:
-            case InputAudioRawFrame():
+            case frames.InputAudioRawFrame():
                 self._heard += frame.audio
                 if not self._speaking:
                     del self._heard[: -int(_LEAD_S * frame.sample_rate) * frame.num_channels * 2]
                 self._format = (frame.sample_rate, frame.num_channels)
                 return
-            case VADUserStartedSpeakingFrame():
+            case frames.VADUserStartedSpeakingFrame():
                 self._speaking = True
-            case VADUserStoppedSpeakingFrame():
+            case frames.VADUserStoppedSpeakingFrame():
                 self._speaking = False
-                await self.push_frame(OutputAudioRawFrame(bytes(self._heard), *self._format))
+                await self.push_frame(frames.OutputAudioRawFrame(bytes(self._heard), *self._format))
                 self._heard.clear()
         await self.push_frame(frame, direction)
 
@@ -102,6 +97,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
+app.add_api_route("/", lambda: HTMLResponse(_PAGE))
 handler = SmallWebRTCRequestHandler()
 
 
@@ -120,12 +116,6 @@ async def trickle(request: SmallWebRTCPatchRequest) -> dict[str, str]:
     """Takes a client's candidates, of which a lite agent needs none."""
     await handler.handle_patch_request(request)
     return {"status": "success"}
-
-
-@app.get("/")
-async def page() -> HTMLResponse:
-    """A page that places a call."""
-    return HTMLResponse(_PAGE)
 
 
 if __name__ == "__main__":
