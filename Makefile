@@ -59,7 +59,7 @@ examples: $(EXAMPLES_VENV)/.complete
 $(EXAMPLES_VENV)/.complete: examples/requirements.txt $(VENV)/.complete
 	@echo "examples: Python packages into $(EXAMPLES_VENV)"
 	@/usr/bin/python3 -m venv $(EXAMPLES_VENV)
-	@$(EXAMPLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . --requirement $<
+	@$(EXAMPLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable . --requirement $<
 	@touch $@
 
 bench: $(VENV)/.bench

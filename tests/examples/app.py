@@ -24,18 +24,32 @@ class App:
     """An example that serves. ``vip`` is what its answers should name."""
 
     url: str
-    pid: int
-    relay: Instance
     vip: str
+    relay: Instance
+    process: subprocess.Popen[bytes]
 
     def udp_addresses(self) -> list[str]:
         """Where its UDP sockets are bound; one that is not bound counts, too."""
+        pid = self.process.pid
         bound = [
             f"{connection.laddr.ip}:{connection.laddr.port}"
-            for connection in psutil.Process(self.pid).net_connections("udp")
+            for connection in psutil.Process(pid).net_connections("udp")
         ]
-        assert len(bound) == len(udp_socket_inodes(self.pid))
+        assert len(bound) == len(udp_socket_inodes(pid))
         return bound
+
+    def terminate(self) -> None:
+        """As Ctrl-C, systemd or Kubernetes end it."""
+        self.process.terminate()
+
+    def wait(self) -> int:
+        """Its exit status; killed if it does not end."""
+        try:
+            return self.process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
 
 
 @contextlib.contextmanager
@@ -48,6 +62,7 @@ def serving(python: Path, script: str, directory: Path) -> Iterator[App]:
         environment.pop("RELAYCTL_CONFIG", None)
         command = [str(python), str(_EXAMPLES / script), "--port", str(http)]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        app = App(f"http://127.0.0.1:{http}", vip, relay, process)
 
         def serves() -> bool:
             assert process.poll() is None, f"{script} ended:\n{log.read_text()}"
@@ -56,15 +71,10 @@ def serving(python: Path, script: str, directory: Path) -> Iterator[App]:
 
         try:
             wait_until(serves, _START_TIMEOUT_S, script)
-            yield App(f"http://127.0.0.1:{http}", process.pid, relay, vip)
+            yield app
         finally:
-            process.terminate()
-            try:
-                status = process.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
+            app.terminate()
+            status = app.wait()
     # uvicorn ends itself by the signal once it has cleaned up
     assert status in (0, -signal.SIGTERM), log.read_text()
     assert "Traceback" not in log.read_text(), log.read_text()

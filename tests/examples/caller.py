@@ -85,10 +85,10 @@ class Caller:
         await until(lambda: self.channel.readyState == "open", "data channel")
 
     @property
-    def candidates(self) -> list[str]:
-        """Address, port and type of every candidate in the answer."""
+    def candidates(self) -> set[str]:
+        """Address, port and type of every candidate in the answer, whose sections repeat them."""
         lines = [line.split() for line in self.answer["sdp"].splitlines() if line.startswith("a=candidate:")]
-        return [f"{words[4]}:{words[5]} {words[7]}" for words in lines]
+        return {f"{words[4]}:{words[5]} {words[7]}" for words in lines}
 
     def heard(self) -> Heard:
         """How much of what came back is our own voice."""
@@ -101,6 +101,10 @@ class Caller:
     async def wait_for_silence(self) -> None:
         """Until nothing came back for a second."""
         await until(lambda: not self._since(1.0).loud_s, "silence")
+
+    async def wait_for_end(self) -> None:
+        """Until the far end has said that the call is over."""
+        await until(lambda: self.peer.connectionState == "closed", "end of the call")
 
     async def ask(self, message: str, is_answer: Callable[[str], bool]) -> None:
         """Send over the data channel, and wait for what answers it."""

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from tests.examples.app import serving
-from tests.examples.caller import calling, until
+from tests.examples.caller import calling
 from tests.examples.checks import PITCHES_HZ, check_two_calls
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -46,6 +46,6 @@ async def test_trickled_candidates_and_a_restarted_connection(tmp_path: Path, ex
             # pipecat gives a bot up whose connection is restarted while it talks
             await first.wait_for_silence()
             async with calling(url, PITCHES_HZ[1], pc_id=first.answer["pc_id"], restart_pc=True) as second:
-                await until(lambda: first.peer.connectionState == "closed", "end of the first connection")
+                await first.wait_for_end()
                 await second.wait_for_own_voice(0.5)
                 assert len(app.udp_addresses()) == 1
