@@ -18,6 +18,7 @@ from tests.examples.voice import RATE_HZ, Heard, Samples, listen_for, phrase
 
 _FRAME_SAMPLES = RATE_HZ // 50
 _TIMEOUT_S = 60.0
+_SILENCE_S = 2.0
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:
@@ -33,9 +34,10 @@ class _VoiceTrack(MediaStreamTrack):
 
     kind = "audio"
 
-    def __init__(self, pitch_hz: float, pause_s: float) -> None:
+    def __init__(self, pitch_hz: float) -> None:
         super().__init__()
-        self._phrase = phrase(pitch_hz, pause_s)
+        self.muted = False
+        self._phrase = phrase(pitch_hz)
         self._sent = 0
         self._started = 0.0
 
@@ -50,14 +52,19 @@ class _VoiceTrack(MediaStreamTrack):
         frame.sample_rate = RATE_HZ
         frame.pts = self._sent * _FRAME_SAMPLES
         frame.time_base = fractions.Fraction(1, RATE_HZ)
+        if self.muted:
+            frame.planes[0].update(bytes(frame.planes[0].buffer_size))
         self._sent += 1
         return frame
 
 
 class Caller:
-    """One call. ``url`` takes an offer as aiortc's own examples do; ``pause_s`` is between two phrases of the caller."""
+    """One call. ``url`` takes an offer as aiortc's own examples do.
 
-    def __init__(self, url: str, pitch_hz: float, pause_s: float) -> None:
+    ``video_sections`` are offered behind audio, and left without a track.
+    """
+
+    def __init__(self, url: str, pitch_hz: float, video_sections: int) -> None:
         self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.channel = self.peer.createDataChannel("events")
         self.messages: list[str | bytes] = []
@@ -66,12 +73,21 @@ class Caller:
         self._pitch_hz = pitch_hz
         self._recording: list[Samples] = []
         self._listening: list[asyncio.Task[None]] = []
-        self.peer.addTrack(_VoiceTrack(pitch_hz, pause_s))
+        self._voice = _VoiceTrack(pitch_hz)
+        self.peer.addTrack(self._voice)
+        for _ in range(video_sections):
+            self.peer.addTransceiver("video")
         self.channel.on("message", self.messages.append)
         self.peer.on("track", lambda track: self._listening.append(asyncio.create_task(self._listen(track))))
 
     async def connect(self, **parameters: Any) -> None:
         """Call, with what else the offer's JSON should say, until media and data channel are there."""
+        await self.negotiate(**parameters)
+        await until(lambda: self.peer.connectionState == "connected", "connection")
+        await until(lambda: self.channel.readyState == "open", "data channel")
+
+    async def negotiate(self, **parameters: Any) -> None:
+        """Offer, and take the answer."""
         await self.peer.setLocalDescription(await self.peer.createOffer())
         offer = {"sdp": self.peer.localDescription.sdp, "type": "offer", "webrtc_id": uuid.uuid4().hex}
         async with (
@@ -81,8 +97,6 @@ class Caller:
             assert response.status == 200, await response.text()
             self.answer = await response.json()
         await self.peer.setRemoteDescription(RTCSessionDescription(self.answer["sdp"], self.answer["type"]))
-        await until(lambda: self.peer.connectionState == "connected", "connection")
-        await until(lambda: self.channel.readyState == "open", "data channel")
 
     @property
     def candidates(self) -> set[str]:
@@ -98,9 +112,13 @@ class Caller:
         """Until so much of it came back."""
         await until(lambda: self.heard().in_pitch_s >= seconds, f"{seconds:g} s of our own voice")
 
-    async def wait_for_silence(self) -> None:
-        """Until nothing came back for a second."""
-        await until(lambda: not self._since(1.0).loud_s, "silence")
+    async def fall_silent(self) -> None:
+        """Say no more, and wait until nothing has come back for some time."""
+        self._voice.muted = True
+        said = self._recorded_s()
+        await until(
+            lambda: self._recorded_s() > said + _SILENCE_S and not self._since(_SILENCE_S).loud_s, "silence"
+        )
 
     async def wait_for_end(self) -> None:
         """Until the far end has said that the call is over."""
@@ -111,12 +129,19 @@ class Caller:
         self.channel.send(message)
         await until(lambda: any(is_answer(str(got)) for got in self.messages), f"answer to {message}")
 
+    def forget(self) -> None:
+        """From now on we have heard nothing."""
+        self._recording.clear()
+
     async def close(self) -> None:
         """Hang up."""
         await self.peer.close()
         for task in self._listening:
             task.cancel()
         await asyncio.gather(*self._listening, return_exceptions=True)
+
+    def _recorded_s(self) -> float:
+        return sum(map(len, self._recording)) / RATE_HZ
 
     def _since(self, seconds: float) -> Heard:
         recording = np.concatenate([np.zeros(1, np.int16), *self._recording])
@@ -133,10 +158,10 @@ class Caller:
 
 @contextlib.asynccontextmanager
 async def calling(
-    url: str, pitch_hz: float, pause_s: float = 1.0, **parameters: Any
+    url: str, pitch_hz: float, video_sections: int = 0, **parameters: Any
 ) -> AsyncIterator[Caller]:
     """A call, connected; hung up at the end of the block."""
-    caller = Caller(url, pitch_hz, pause_s)
+    caller = Caller(url, pitch_hz, video_sections)
     try:
         await caller.connect(**parameters)
         yield caller

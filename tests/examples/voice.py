@@ -21,8 +21,8 @@ _LOUD = 300
 _PITCH_TOLERANCE = 0.04
 
 
-def phrase(pitch_hz: float, pause_s: float) -> Samples:
-    """A second of silence, a second of vowels, and a pause."""
+def phrase(pitch_hz: float) -> Samples:
+    """A second of silence, a second of vowels, another second of silence."""
     times = np.arange(int(RATE_HZ * _VOWEL_S)) / RATE_HZ
     swell = np.sqrt(np.sin(np.pi * times / _VOWEL_S))
     vowels = []
@@ -34,7 +34,7 @@ def phrase(pitch_hz: float, pause_s: float) -> Samples:
         vowels.append(vowel * swell)
     speech = np.concatenate(vowels)
     speech *= _PEAK / np.abs(speech).max()
-    return np.concatenate([np.zeros(RATE_HZ), speech, np.zeros(int(RATE_HZ * pause_s))]).astype(np.int16)
+    return np.concatenate([np.zeros(RATE_HZ), speech, np.zeros(RATE_HZ)]).astype(np.int16)
 
 
 class Heard(NamedTuple):
