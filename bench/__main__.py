@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from bench.flood.attacks import ATTACKS, Attack
 from bench.flood.rows import as_markdown as as_flood_markdown
 from bench.flood.rows import print_rows
 from bench.flood.scenario import FULL_SPEED, measure_floods
+from bench.interrupted import end_as_interrupted
 from bench.plots import draw
 from bench.progress import progress
 from bench.recovery.rounds import SCENARIOS, Scenario
@@ -28,6 +28,7 @@ from bench.results import FLOWS, MANY_FLOWS, OPUS, Results
 from bench.rig import Rig, rig
 from bench.stage import PEERS
 from bench.topology import remove_stale
+from bench.transceiver.command import transceiver
 
 Measure = Callable[[Rig, dict[str, Any]], Results]
 
@@ -214,7 +215,7 @@ MEASURES: dict[str, Measure] = {
 def _run(measures: Sequence[Measure], options: dict[str, Any]) -> None:
     if os.geteuid() != 0:
         raise click.ClickException("network namespaces and XDP need root")
-    _end_as_interrupted()
+    end_as_interrupted()
     remove_stale()
     try:
         with rig() as made:
@@ -230,18 +231,6 @@ def _run(measures: Sequence[Measure], options: dict[str, Any]) -> None:
     _show(results, as_json=options["as_json"])
     if options["check"] and any(target.holds is False for target in results.targets()):
         sys.exit(1)
-
-
-def _end_as_interrupted() -> None:
-    """SIGTERM as Ctrl-C: namespaces and processes are removed. pyroute2 forks, and ends its children by SIGTERM."""
-    pid = os.getpid()
-
-    def end(number: int, frame: object) -> None:
-        if os.getpid() != pid:
-            os._exit(128 + number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)
 
 
 def _show(results: Results, *, as_json: bool) -> None:
@@ -298,7 +287,7 @@ def flood(seconds: float, rate: int, only: Sequence[Attack], as_json: bool, mark
     """What floods cost calls through a relay in userspace mode (about 15 s each)."""
     if os.geteuid() != 0:
         raise click.ClickException("network namespaces and XDP need root")
-    _end_as_interrupted()
+    end_as_interrupted()
     remove_stale()
     try:
         with progress("flood") as shown:
@@ -333,7 +322,7 @@ def recovery(
         raise click.ClickException("network namespaces and XDP need root")
     if not wanted["calls"] + wanted["tabs"]:
         raise click.UsageError("--calls 0 --tabs 0 leaves nobody to measure")
-    _end_as_interrupted()
+    end_as_interrupted()
     remove_stale()
     with progress("recovery") as shown:
         found = measure_recovery(Wanted(scenarios=only, **wanted), shown)
@@ -380,6 +369,9 @@ def report(files: tuple[Path, ...], plots: Path | None, document: Path | None, a
     except (BenchError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     _show(results, as_json=as_json)
+
+
+main.add_command(transceiver)
 
 
 if __name__ == "__main__":

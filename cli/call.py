@@ -181,6 +181,11 @@ class EchoCall:
         """Whether the call ended by itself, or nothing of the echo came for 5 s."""
         return self.peer.connectionState != "connected" or time.monotonic() - self._tone_at > _GIVE_UP_S
 
+    @property
+    def posted_at(self) -> float:
+        """Monotonic seconds when the offer was sent, which phases count from."""
+        return self._posted_at
+
     async def report(self) -> CallReport:
         """Everything up to now; waits a moment where the transceiver has not yet reported what it received."""
         now = time.monotonic()

@@ -1,13 +1,12 @@
 """One configuration from one TOML file (or none) and the flags that override it."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fleet.config import RedisConfig
-from host.config_table import ConfigTable
+from host.config_table import ConfigTable, read_document
 from host.errors import ConfigError
 from host.privileges import check_user
 from host.sockets import is_ipv6_available
@@ -55,7 +54,7 @@ def load_config(
     ``overrides`` is by table and key, as the file. Where no relay ``listens``, the VIPs are another host's and need no
     listening address beside them.
     """
-    document = _read(path)
+    document = read_document(path)
     for name in document:
         if name not in _TABLES:
             raise ConfigError(
@@ -86,19 +85,6 @@ def load_config(
     if config.user is not None:
         check_user(config.user)
     return config
-
-
-def _read(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(
-            str(path), f"cannot be read ({error.strerror}); `relayctl init` writes one"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"is not TOML: {error}") from None
 
 
 TEMPLATE = """\
@@ -145,6 +131,9 @@ TEMPLATE = """\
 # requests_per_s = 20.0                       # signaling requests of one address
 # request_burst = 100
 # max_sessions = 200                          # of each process; more are answered 503
+# media = "direct"                            # who receives and sends audio: direct (ours) or aiortc
+# echo = "passthrough"                        # audio goes back as it came; transcode: decoded and encoded, as for a model
+# opus_complexity = 5                         # of the encoder, 0 to 10
 
 [redis]
 # What relays and transceivers of several hosts know of each other; calls need none of it, and go on when Redis does not.

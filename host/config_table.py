@@ -1,6 +1,7 @@
 """Reads one table of a TOML configuration: every value checked, every error naming its field, no key ignored."""
 
 import difflib
+import tomllib
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -17,6 +18,20 @@ _TYPE_NAMES = {
     bool: "true or false",
     list: "a list",
 }
+
+
+def read_document(path: Path | None) -> dict[str, Any]:
+    """All tables of a configuration file; none without a file. Raises ConfigError."""
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            str(path), f"cannot be read ({error.strerror}); `relayctl init` writes one"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"is not TOML: {error}") from None
 
 
 class ConfigTable:

@@ -2,13 +2,24 @@
 
 import ssl
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Self
 
 from host.config_table import ConfigTable
 from host.errors import ConfigError
+from transceiver.media.settings import MediaPath
 from wire.address import Address
+
+
+class EchoMode(StrEnum):
+    """What the echo backend does with audio."""
+
+    PASSTHROUGH = "passthrough"
+    """Packets go back as they came."""
+    TRANSCODE = "transcode"
+    """Decoded to PCM16 at 24 kHz and encoded again, as for a speech model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +35,9 @@ class TransceiverConfig:
     origins: web origins other than our own whose pages may call.
     requests_per_s, request_burst: signaling requests that one address may make.
     max_sessions: of each process.
+    media: who receives and sends audio: direct (ours) or aiortc.
+    echo: what the echo backend does with audio.
+    opus_complexity: of the encoder, 0 to 10: half the CPU time at 5.
     """
 
     processes: int
@@ -38,6 +52,9 @@ class TransceiverConfig:
     requests_per_s: float
     request_burst: int
     max_sessions: int
+    media: MediaPath
+    echo: EchoMode
+    opus_complexity: int
 
     @classmethod
     def from_table(cls, table: ConfigTable, default_token_file: Path) -> Self:
@@ -58,6 +75,9 @@ class TransceiverConfig:
             requests_per_s=table.take("requests_per_s", float, 20.0),
             request_burst=table.take_int("request_burst", 100, low=1, high=100_000),
             max_sessions=table.take_int("max_sessions", 200, low=1, high=100_000),
+            media=MediaPath(table.take_choice("media", MediaPath.DIRECT, list(MediaPath))),
+            echo=EchoMode(table.take_choice("echo", EchoMode.PASSTHROUGH, list(EchoMode))),
+            opus_complexity=table.take_int("opus_complexity", 5, low=0, high=10),
         )
         table.finish()
         config._check(table)

@@ -142,6 +142,12 @@ class IceLiteAgent:
         """Validated paths, the first validated first."""
         return tuple(self._paths)
 
+    def expect(self, client_ufrag: str, now: float) -> None:
+        """Take the client's ufrag, known since its description came; until then no check fits. Consent counts from now."""
+        self._current = self._current._replace(client_ufrag=client_ufrag)
+        self._credentials[self._current.server_ufrag].credential = self._current
+        self._consent_at = now
+
     def restart(self, credential: Credential, now: float) -> list[str]:
         """Take new credentials (RFC 8445 section 9); the old ones work a while longer. Returns ufrags that are over."""
         self._credentials[self._current.server_ufrag].expires_at = now + _OLD_CREDENTIAL_S

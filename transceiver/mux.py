@@ -12,7 +12,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
-from host.sockets import sockaddr
+from host import sockets
 from transceiver.ice import CheckResult, IceLiteAgent, Path
 from wire.address import Address
 from wire.demux import PacketClass, classify
@@ -22,6 +22,11 @@ from wire.stun import StunMessage, parse_stun_untrusted
 
 _RECEIVE_BYTES = 4096
 _BATCH = 64
+
+# A call's packets name the same few addresses again and again.
+_relay_of = lru_cache(maxsize=4096)(Address.from_host)
+_sockaddr = lru_cache(maxsize=4096)(sockets.sockaddr)
+_header = lru_cache(maxsize=16_384)(encode_header)
 
 
 class MuxEndpoint(Protocol):
@@ -33,8 +38,12 @@ class MuxEndpoint(Protocol):
         """A fresh check was answered."""
         ...
 
-    def datagram_received(self, datagram: bytes, path: Path, relay: Address) -> None:
-        """A DTLS, RTP or RTCP datagram from a validated path."""
+    def dtls_received(self, datagram: bytes, path: Path, relay: Address) -> None:
+        """A DTLS datagram from a validated path."""
+        ...
+
+    def srtp_received(self, datagram: bytes, path: Path, relay: Address) -> None:
+        """An SRTP or SRTCP packet from a validated path."""
         ...
 
 
@@ -51,7 +60,8 @@ class Mux:
         self._sock = sock
         self._clock = clock
         self._by_ufrag: dict[str, MuxEndpoint] = {}
-        self._by_path: dict[Path, MuxEndpoint] = {}
+        # By SPP header, which names the path: what arrives is found without being taken apart.
+        self._by_path: dict[bytes, tuple[MuxEndpoint, Path]] = {}
         self._is_relay = lru_cache(maxsize=4096)(
             lambda host: any(Address(host, 0).ip in network for network in relay_networks)
         )
@@ -79,13 +89,12 @@ class Mux:
         """Forget a session."""
         self.remove_ufrags(list(endpoint.agent.server_ufrags))
         for path in endpoint.agent.paths:
-            if self._by_path.get(path) is endpoint:
-                del self._by_path[path]
+            self._remove_path(endpoint, path)
 
     def send(self, datagram: bytes, path: Path, relay: Address) -> None:
         """Send to a client through a relay; a refusal by the kernel is counted, as a lost packet would be."""
         try:
-            self._sock.sendto(encode_header(*path) + datagram, sockaddr(relay))
+            self._sock.sendto(_header(*path) + datagram, _sockaddr(relay))
         except OSError:
             self.counters["send_failed"] += 1
 
@@ -95,35 +104,58 @@ class Mux:
                 datagram, source = self._sock.recvfrom(_RECEIVE_BYTES)
             except OSError:  # empty, or an error that the kernel queued for an earlier send
                 return
-            self.receive_untrusted(datagram, Address.from_host(source[0], source[1]))
+            self.receive_untrusted(datagram, _relay_of(source[0], source[1]))
 
     def receive_untrusted(self, datagram: bytes, relay: Address) -> None:
         """Handle one datagram of the socket; every outcome is counted, none raises."""
         if not self._is_relay(relay.host):
             self.counters["foreign_relay"] += 1
             return
-        try:
-            path = Path(*decode_header_untrusted(datagram))
-            payload = datagram[HEADER_BYTES:]
-            if not payload:
-                self._receive_question(path, relay)
+        payload = datagram[HEADER_BYTES:]
+        packet_class = classify(payload)
+        if packet_class is PacketClass.RTP or packet_class is PacketClass.DTLS:
+            known = self._by_path.get(datagram[:HEADER_BYTES])
+            if known is not None:
+                self._receive_media(known, payload, packet_class, relay)
                 return
-            packet_class = classify(payload)
-            if packet_class is PacketClass.STUN:
-                self._receive_stun_untrusted(payload, path, relay)
-            elif packet_class in (PacketClass.DTLS, PacketClass.RTP):
-                self._receive_media(payload, packet_class, path, relay)
-            else:
-                self.counters["not_webrtc"] += 1
+        try:
+            self._receive_other_untrusted(datagram, payload, packet_class, relay)
         except WireError as error:
             self.counters[error.fault.value] += 1
+
+    def _receive_media(
+        self, known: tuple[MuxEndpoint, Path], datagram: bytes, packet_class: PacketClass, relay: Address
+    ) -> None:
+        endpoint, path = known
+        if not endpoint.agent.receive_datagram(len(datagram), path):
+            self.counters["unknown_path"] += 1
+            return
+        self.counters["media"] += 1
+        if packet_class is PacketClass.RTP:
+            endpoint.srtp_received(datagram, path, relay)
+        else:
+            endpoint.agent.receive_dtls(path, relay)
+            endpoint.dtls_received(datagram, path, relay)
+
+    def _receive_other_untrusted(
+        self, datagram: bytes, payload: bytes, packet_class: PacketClass, relay: Address
+    ) -> None:
+        path = Path(*decode_header_untrusted(datagram))
+        if not payload:
+            self._receive_question(path, relay)
+        elif packet_class is PacketClass.STUN:
+            self._receive_stun_untrusted(payload, path, relay)
+        elif packet_class in (PacketClass.DTLS, PacketClass.RTP):
+            self.counters["unknown_path"] += 1
+        else:
+            self.counters["not_webrtc"] += 1
 
     def _receive_question(self, path: Path, relay: Address) -> None:
         """A relay that found us in a cache asks whether a session here has that path: if so, it gets the bare header back.
 
         Nothing of the session changes: who asks need not carry it.
         """
-        endpoint = self._by_path.get(path)
+        endpoint = self._owner(path)
         if endpoint is None or endpoint.agent.is_expired(self._clock()):
             self.counters["not_confirmed"] += 1
             return
@@ -152,7 +184,7 @@ class Mux:
         relay: Address,
     ) -> None:
         now = self._clock()
-        owner = self._by_path.get(path)
+        owner = self._owner(path)
         if owner is not None and owner is not endpoint and owner.agent.is_active_on(path, now):
             # Somebody with a session of his own claims the address of a live one: his media would never be ours.
             self.counters["path_contested"] += 1
@@ -163,18 +195,16 @@ class Mux:
             return
         self.counters["checks"] += 1
         self.send(result.answer, path, relay)
-        if result.removed is not None and self._by_path.get(result.removed) is endpoint:
-            del self._by_path[result.removed]
+        if result.removed is not None:
+            self._remove_path(endpoint, result.removed)
         if result.validated:
-            self._by_path[path] = endpoint
+            self._by_path[_header(*path)] = endpoint, path
             endpoint.path_validated()
 
-    def _receive_media(self, datagram: bytes, packet_class: PacketClass, path: Path, relay: Address) -> None:
-        endpoint = self._by_path.get(path)
-        if endpoint is None or not endpoint.agent.receive_datagram(len(datagram), path):
-            self.counters["unknown_path"] += 1
-            return
-        if packet_class is PacketClass.DTLS:
-            endpoint.agent.receive_dtls(path, relay)
-        self.counters["media"] += 1
-        endpoint.datagram_received(datagram, path, relay)
+    def _owner(self, path: Path) -> MuxEndpoint | None:
+        known = self._by_path.get(_header(*path))
+        return None if known is None else known[0]
+
+    def _remove_path(self, endpoint: MuxEndpoint, path: Path) -> None:
+        if self._owner(path) is endpoint:
+            del self._by_path[_header(*path)]

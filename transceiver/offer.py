@@ -26,15 +26,30 @@ class OfferError(ValueError):
         self.status = status
 
 
-class Offered(NamedTuple):
-    """What a session needs of a good offer: the first section's ``mid``, and the ICE ufrag of all sections."""
+class Described(NamedTuple):
+    """What a session needs of a good description: the first section's ``mid``, and the ICE ufrag of all sections."""
 
     mid: str
     client_ufrag: str
 
 
-def check_offer_untrusted(sdp: str) -> Offered:
-    """Raise OfferError unless the offer can be answered on one bundled, multiplexed, encrypted transport."""
+def check_offer_untrusted(sdp: str) -> Described:
+    """As ``check_description_untrusted``, for a call: raise OfferError also if there is no audio in a codec that we have."""
+    offer = _parse_untrusted(sdp)
+    audio = [media for media in offer.media if media.kind == "audio"]
+    if not audio:
+        raise OfferError(422, "offer has no audio section (m=audio); add an audio track or transceiver")
+    if not any(codec.mimeType.lower() in _AUDIO_CODECS for codec in audio[0].rtp.codecs):
+        raise OfferError(422, f"audio section offers none of {', '.join(sorted(_AUDIO_CODECS))}")
+    return _check(offer)
+
+
+def check_description_untrusted(sdp: str) -> Described:
+    """Raise OfferError unless the description goes on one bundled, multiplexed, encrypted transport."""
+    return _check(_parse_untrusted(sdp))
+
+
+def _parse_untrusted(sdp: str) -> SessionDescription:
     lines = sdp.splitlines()  # as the parser does, at more than \r\n
     media_count = sum(line.startswith("m=") for line in lines)
     if (
@@ -52,14 +67,14 @@ def check_offer_untrusted(sdp: str) -> Offered:
     if len(lines) < 2:
         raise OfferError(400, "body has no line breaks; with curl use --data-binary, as -d removes them")
     try:
-        offer = SessionDescription.parse(sdp)
+        return SessionDescription.parse(sdp)
     except Exception as error:  # noqa: BLE001  # aiortc's parser raises whatever a bad line makes it trip over
         raise OfferError(400, f"body is not SDP ({type(error).__name__}: {error})") from None
-    audio = [media for media in offer.media if media.kind == "audio"]
-    if not audio:
-        raise OfferError(422, "offer has no audio section (m=audio); add an audio track or transceiver")
-    if not any(codec.mimeType.lower() in _AUDIO_CODECS for codec in audio[0].rtp.codecs):
-        raise OfferError(422, f"audio section offers none of {', '.join(sorted(_AUDIO_CODECS))}")
+
+
+def _check(offer: SessionDescription) -> Described:
+    if not offer.media:
+        raise OfferError(422, "description has no media section")
     for media in offer.media:
         if media.kind not in ("audio", "video", "application"):
             raise OfferError(422, f"media section {media.kind!r} is not supported")
@@ -76,7 +91,7 @@ def check_offer_untrusted(sdp: str) -> Offered:
     ice = offer.media[0].ice
     assert ice is not None  # checked above
     assert ice.usernameFragment is not None
-    return Offered(offer.media[0].rtp.muxId, ice.usernameFragment)
+    return Described(offer.media[0].rtp.muxId, ice.usernameFragment)
 
 
 def check_credentials(ufrag: str, pwd: str) -> None:

@@ -12,6 +12,8 @@ import socket
 import ssl
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -21,13 +23,23 @@ from host.channel import STREAM_LIMIT, Channel, ChannelError
 from host.log import configure_logging
 from host.privileges import drop_privileges
 from transceiver.backend.echo import EchoBackend
+from transceiver.config import EchoMode
 from transceiver.hub import Hub, HubSettings
 from transceiver.load_board import LoadBoard
+from transceiver.media.settings import SPEECH
 from transceiver.mux import Mux
+from transceiver.sessions import Sessions, SessionSettings
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.app import Signaling, SignalingSettings
 from transceiver.signaling.elsewhere import Elsewhere, Transceiver
 from wire.admin import Message, decode_message_untrusted
+
+try:
+    import uvloop
+except ImportError:  # it is not made for every platform
+    _new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+else:
+    _new_event_loop = uvloop.new_event_loop
 
 logger = logging.getLogger("transceiver.process")
 
@@ -48,20 +60,24 @@ class TransceiverProcess:
         self._hub = Hub(
             HubSettings(
                 address=settings.address,
-                internal_http=settings.internal_http,
                 vips=settings.vips,
                 cluster_id=settings.cluster_id,
-                max_sessions=settings.max_sessions,
+                audio=replace(SPEECH, path=settings.media, complexity=settings.opus_complexity),
             ),
             settings.keys,
             self._mux,
-            EchoBackend,
+        )
+        self._sessions = Sessions(
+            SessionSettings(internal_http=settings.internal_http, max_sessions=settings.max_sessions),
+            self._hub,
+            self._mux,
+            lambda: EchoBackend(transcode=settings.echo is EchoMode.TRANSCODE),
             publish=board.publish,
             is_admitted=lambda: board.is_admitted,
         )
         self._elsewhere = Elsewhere()
         self._signaling = Signaling(
-            self._hub,
+            self._sessions,
             settings.keys,
             SignalingSettings(
                 bearer_token=settings.bearer_token,
@@ -80,8 +96,8 @@ class TransceiverProcess:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ending.set)
         self._mux.start()
         sweeping = asyncio.create_task(self._hub.sweep())
-        self._hub.publish_load()  # before anybody hears that we are ready
-        publishing = asyncio.create_task(self._hub.keep_publishing())
+        self._sessions.publish_load()  # before anybody hears that we are ready
+        publishing = asyncio.create_task(self._sessions.keep_publishing())
         public = await self._serve_http(self._signaling.public_app(), self._settings.http_fd, self._tls)
         internal = await self._serve_http(
             self._signaling.internal_app(), self._settings.internal_http_fd, None
@@ -89,9 +105,9 @@ class TransceiverProcess:
         serving = asyncio.create_task(self._serve_supervisor(channel, public))
         channel.send_event("ready")
         await self._ending.wait()
-        self._hub.draining = True
+        self._sessions.draining = True
         sweeping.cancel()
-        await self._hub.close_all("shut down")
+        await self._sessions.close_all("shut down")
         for runner in (public, internal):
             await runner.cleanup()
         publishing.cancel()
@@ -103,11 +119,11 @@ class TransceiverProcess:
         await channel.run()
         if self._ending.is_set():
             return
-        logger.warning("the supervisor is gone; calls go on to their end: %d", len(self._hub))
-        self._hub.draining = True
+        logger.warning("the supervisor is gone; calls go on to their end: %d", len(self._sessions))
+        self._sessions.draining = True
         # The next supervisor needs the address; what belongs to our calls still comes by the internal one.
         await public.cleanup()
-        while len(self._hub) and not self._ending.is_set():  # noqa: ASYNC110  # ends with the calls, or by SIGTERM
+        while len(self._sessions) and not self._ending.is_set():  # noqa: ASYNC110  # ends with the calls, or by SIGTERM
             await asyncio.sleep(_CALLS_POLL_S)
         self._ending.set()
 
@@ -117,11 +133,11 @@ class TransceiverProcess:
             case "ping":
                 return "pong"
             case "status":
-                return self._hub.describe()
+                return self._sessions.describe()
             case "sessions":
-                return self._hub.describe_sessions()
+                return self._sessions.describe_sessions()
             case "end_sessions":
-                await self._hub.close_all(str(params["reason"]))
+                await self._sessions.close_all(str(params["reason"]))
                 return None
         raise ChannelError(f"no method {method!r} in a transceiver")
 
@@ -170,7 +186,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure_logging()
     logging.getLogger("aiohttp.server").addFilter(_QuietBadRequests())
-    asyncio.run(_main(int(sys.argv[1])))
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        runner.run(_main(int(sys.argv[1])))
 
 
 if __name__ == "__main__":

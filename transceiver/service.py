@@ -21,6 +21,7 @@ from transceiver.load_board import LoadBoard, create_board_fd
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.elsewhere import Transceiver, usable
 from transceiver.slots import SlotMaker, TransceiverSlot, Wanted
+from transceiver.standalone import one_a_family
 from wire.address import Address
 from wire.keys import KeyRing
 
@@ -52,8 +53,7 @@ class TransceiverService:
     ) -> None:
         self._config = config
         self._cluster_id = cluster_id
-        # One candidate an address family: more would only be more pairs for the client to check.
-        self._vips = tuple({vip.family: vip for vip in reversed(vips)}.values())[::-1]
+        self._vips = one_a_family(vips)
         self._keys = keys
         self._bearer_token = bearer_token
         self._user = user
@@ -269,6 +269,9 @@ class TransceiverService:
             vips=self._vips,
             relay_networks=self._config.relay_networks,
             max_sessions=self._config.max_sessions,
+            media=self._config.media,
+            echo=self._config.echo,
+            opus_complexity=self._config.opus_complexity,
             internal_http=slot.internal_http,
             bearer_token=self._bearer_token,
             origins=self._config.origins,

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
+from transceiver.config import EchoMode
+from transceiver.media.settings import MediaPath
 from wire.address import Address
 from wire.keys import KeyRing
 
@@ -21,6 +23,9 @@ class TransceiverSettings:
     vips: tuple[Address, ...]
     relay_networks: tuple[IPv4Network | IPv6Network, ...]
     max_sessions: int
+    media: MediaPath
+    echo: EchoMode
+    opus_complexity: int
     internal_http: Address
     bearer_token: str
     origins: tuple[str, ...]
@@ -57,5 +62,7 @@ class TransceiverSettings:
                 "vips": tuple(map(Address.parse, message["vips"])),
                 "relay_networks": tuple(map(ip_network, message["relay_networks"])),
                 "origins": tuple(message["origins"]),
+                "media": MediaPath(message["media"]),
+                "echo": EchoMode(message["echo"]),
             }
         )

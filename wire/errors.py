@@ -16,6 +16,8 @@ class WireFault(StrEnum):
     ADMIN_MALFORMED = "admin_malformed"
     RECORD_MALFORMED = "record_malformed"
     RECORD_FORGED = "record_forged"
+    RTP_MALFORMED = "rtp_malformed"
+    RTCP_MALFORMED = "rtcp_malformed"
 
 
 class WireError(ValueError):

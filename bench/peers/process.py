@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from bench.errors import BenchError, PeerUnavailableError
@@ -33,13 +34,13 @@ def take_redirected(topology: Topology) -> None:
 
 @contextlib.contextmanager
 def running(
-    host: Host,
+    host: AbstractContextManager[object],
     command: Sequence[str],
     log: Path,
     is_ready: Callable[[str], bool],
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a host's namespace, ready as its output tells; SIGTERM at the end of the block."""
+    """A command in a host's namespace (or here, with a null context), ready as its output tells; SIGTERM at the end of the block."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, hard), hard))
     with host, log.open("wb") as output:

@@ -148,7 +148,7 @@ class Caller:
     async def connect(self, process: Process) -> Session:
         """Dial and wait until both sides are connected and the data channel is open."""
         await self.dial(process)
-        [session] = process.hub._sessions.values()
+        [session] = process.sessions._sessions.values()
         await until(lambda: self.peer.connectionState == "connected" and session.is_connected)
         await until(lambda: self.channel.readyState == "open")
         return session

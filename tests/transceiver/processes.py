@@ -1,4 +1,4 @@
-"""Transceiver processes in one event loop: each with its hub, its UDP socket, and both of its HTTP listeners."""
+"""Transceiver processes in one event loop: each with its sessions, its UDP socket, and both of its HTTP listeners."""
 
 import asyncio
 import os
@@ -19,7 +19,9 @@ from transceiver.backend import BackendFactory
 from transceiver.backend.echo import EchoBackend
 from transceiver.hub import Hub, HubSettings
 from transceiver.load_board import LoadBoard, create_board_fd
+from transceiver.media.settings import SPEECH, AudioSettings
 from transceiver.mux import Mux
+from transceiver.sessions import Sessions, SessionSettings
 from transceiver.signaling.app import Signaling, SignalingSettings
 from transceiver.signaling.elsewhere import Elsewhere
 from wire.address import Address
@@ -39,7 +41,7 @@ class Process:
     ``supervisor`` is the supervisor's view of ``board``; ``publishing`` the task without which the process seems to hang.
     """
 
-    hub: Hub
+    sessions: Sessions
     mux: Mux
     address: Address
     public: Client
@@ -52,11 +54,11 @@ class Process:
     @property
     def internal_http(self) -> Address:
         """Where siblings pass requests on to."""
-        return self.hub.settings.internal_http
+        return self.sessions.settings.internal_http
 
     async def restart_empty(self) -> None:
         """Every session is gone; the listeners are still there."""
-        await self.hub.close_all("restarted")
+        await self.sessions.close_all("restarted")
 
 
 @asynccontextmanager
@@ -98,6 +100,7 @@ async def serving_on(
     request_burst: int = 10_000,
     max_sessions: int = 100,
     make_backend: BackendFactory = EchoBackend,
+    audio: AudioSettings = SPEECH,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Process]:
     """One process; ``listener`` is where its siblings pass requests on to."""
@@ -105,15 +108,22 @@ async def serving_on(
     mux = Mux(udp, (ip_network("127.0.0.0/8"),), clock)
     settings = HubSettings(
         address=bound_address(udp),
-        internal_http=bound_address(listener),
         vips=vips,
         cluster_id=CLUSTER_ID,
-        max_sessions=max_sessions,
+        audio=audio,
     )
-    hub = Hub(settings, keys, mux, make_backend, clock, board.publish, lambda: board.is_admitted)
+    hub = Hub(settings, keys, mux, clock)
+    sessions = Sessions(
+        SessionSettings(internal_http=bound_address(listener), max_sessions=max_sessions),
+        hub,
+        mux,
+        make_backend,
+        board.publish,
+        lambda: board.is_admitted,
+    )
     elsewhere = Elsewhere()
     signaling = Signaling(
-        hub,
+        sessions,
         keys,
         SignalingSettings(
             bearer_token=bearer_token, origins=origins, requests_per_s=0.5, request_burst=request_burst
@@ -126,15 +136,17 @@ async def serving_on(
         TestServer(signaling.internal_app(), socket_factory=lambda host, port, family: listener)
     )
     mux.start()
-    publishing = asyncio.create_task(hub.keep_publishing())
+    publishing = asyncio.create_task(sessions.keep_publishing())
     await public.start_server()
     await internal.start_server()
     try:
-        yield Process(hub, mux, settings.address, public, internal, elsewhere, board, supervisor, publishing)
+        yield Process(
+            sessions, mux, settings.address, public, internal, elsewhere, board, supervisor, publishing
+        )
     finally:
         publishing.cancel()
         await public.close()
         await internal.close()
-        await hub.close_all("shut down")
+        await sessions.close_all("shut down")
         mux.stop()
-    assert len(hub) == 0
+    assert len(sessions) == len(hub) == len(hub.ticker) == 0

@@ -3,10 +3,12 @@
 from collections import Counter
 from typing import Any
 
-from tests.transceiver.checks import CREDENTIAL, RELAY, Clock, write_check
+from tests.transceiver.checks import CREDENTIAL, RELAY, VIP, VIP_V6, Clock, write_check
+from tests.transceiver.processes import KEYS
+from transceiver.connection import MuxConnection
+from transceiver.hub import Hub, HubSettings
 from transceiver.ice import IceLiteAgent, Path
 from transceiver.mux import Mux
-from transceiver.peer import MuxConnection
 from wire.address import Address
 from wire.stun import parse_stun_untrusted
 
@@ -47,4 +49,11 @@ class Standalone:
         datagram = write_check()
         message = parse_stun_untrusted(datagram)
         self.agent.receive_check(datagram, message, message.ufrags_untrusted, path, RELAY, self.clock())
-        self.connection.latch()
+        self.connection.path_validated()
+
+
+def make_hub() -> Hub:
+    """A hub whose socket sends nothing."""
+    lone = Standalone()
+    mux: Any = lone.mux
+    return Hub(HubSettings(address=RELAY, vips=(VIP, VIP_V6), cluster_id=1), KEYS, mux, lone.clock)

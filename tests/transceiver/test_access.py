@@ -54,7 +54,7 @@ async def test_pages_of_another_origin_are_refused(origin: str) -> None:
         ]
         assert [response.status for response in responses] == [403, 403, 403]
         assert all("Access-Control-Allow-Origin" not in response.headers for response in responses)
-        assert len(process.hub) == 0
+        assert len(process.sessions) == 0
 
 
 async def test_our_own_pages_may_call(process: Process) -> None:
@@ -116,7 +116,7 @@ async def test_without_the_bearer_token_nothing_is_made_or_changed(authorization
         ]
         assert [response.status for response in responses] == [401] * 4
         assert all(response.headers["WWW-Authenticate"] == "Bearer" for response in responses)
-        assert len(process.hub) == 0
+        assert len(process.sessions) == 0
 
 
 @pytest.mark.parametrize("authorization", ["Bearer secret", "bearer secret", "Bearer  secret"])

@@ -19,10 +19,12 @@ from aiortc.rtcdtlstransport import RTCDtlsTransport
 from aiortc.rtcicetransport import RTCIceGatherer
 
 from tests.transceiver.checks import CREDENTIAL, VIP, VIP_V6, Clock
-from tests.transceiver.standalone import Standalone
+from tests.transceiver.standalone import Standalone, make_hub
 from transceiver import peer
+from transceiver.connection import MuxGatherer
+from transceiver.dtls import MuxDtlsTransport
 from transceiver.ice import IceLiteAgent
-from transceiver.peer import MuxDtlsTransport, MuxGatherer, RelayedPeerConnection
+from transceiver.peer import RelayedPeerConnection
 
 _ROOT = Path(__file__).parents[2]
 
@@ -72,10 +74,7 @@ async def test_attributes_exist_on_a_connection() -> None:
 
 
 async def test_every_transport_is_made_by_the_method_that_is_overridden() -> None:
-    lone = Standalone()
-    connection = RelayedPeerConnection(
-        lone.connection, RTCCertificate.generateCertificate(), (VIP, VIP_V6), lone.tally
-    )
+    connection = RelayedPeerConnection(hub=make_hub())
     connection.createDataChannel("events")
     connection.addTransceiver("audio")
     connection.addTransceiver("video")

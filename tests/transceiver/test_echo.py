@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import pytest_asyncio
-from aiortc import MediaStreamTrack, RTCPeerConnection
+from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame
 from av.frame import Frame
@@ -15,15 +15,22 @@ from pyee.asyncio import AsyncIOEventEmitter
 from tests.transceiver.waiting import until
 from transceiver.backend.echo import EchoBackend
 
+if TYPE_CHECKING:
+    from transceiver.peer import RelayedPeerConnection
+
 pytestmark = pytest.mark.usefixtures("no_task_left")
 
 
 class FakePeer(AsyncIOEventEmitter):
-    """Keeps the tracks that are sent, and emits the client's."""
+    """Of aiortc's own media path: keeps the tracks that are sent, and emits the client's."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.voice = None
         self.sends: list[MediaStreamTrack] = []
+
+    def addTransceiver(self, kind: str) -> None:  # noqa: N802  # aiortc's name
+        assert kind == "audio"
 
     def addTrack(self, track: MediaStreamTrack) -> None:  # noqa: N802  # aiortc's name
         self.sends.append(track)
@@ -74,7 +81,7 @@ class Echo:
     def __init__(self) -> None:
         self.peer = FakePeer()
         self.backend = EchoBackend()
-        self.backend.attach(cast("RTCPeerConnection", self.peer))
+        self.backend.attach(cast("RelayedPeerConnection", self.peer))
         [self.answer] = self.peer.sends
 
     def arrive(self, kind: str) -> ClientTrack:

@@ -17,6 +17,7 @@ from transceiver.backend.echo import EchoBackend
 from transceiver.hub import Hub, HubSettings
 from transceiver.mux import Mux
 from transceiver.offer import OfferError
+from transceiver.sessions import Sessions, SessionSettings
 from wire.spp import encode_header
 
 _LINES = sorted({line for sdp in (CHROMIUM, FIREFOX) for line in sdp.splitlines()})
@@ -55,18 +56,18 @@ async def _errors_of(sdp: str) -> list[str]:
     )
     clock = Clock()
     mux = Mux(_NoSocket(), (ip_network("127.0.0.0/8"),), clock)  # type: ignore[arg-type]  # sends nothing
-    shared = HubSettings(address=RELAY, internal_http=RELAY, vips=(VIP,), cluster_id=1, max_sessions=1)
-    hub = Hub(shared, KEYS, mux, EchoBackend, clock)
+    hub = Hub(HubSettings(address=RELAY, vips=(VIP,), cluster_id=1), KEYS, mux, clock)
+    sessions = Sessions(SessionSettings(internal_http=RELAY, max_sessions=1), hub, mux, EchoBackend)
     refusal: OfferError | None = None
     try:
-        _, answer = await hub.create(sdp)
+        _, answer = await sessions.create(sdp)
         assert answer.startswith("v=0\r\n")
     except OfferError as error:
         refusal = error
-    assert len(hub) == (0 if refusal else 1)
+    assert len(sessions) == len(hub) == (0 if refusal else 1)
     assert refusal is None or (refusal.status in (400, 422) and str(refusal))
-    await hub.close_all("over")
-    assert len(hub) == 0
+    await sessions.close_all("over")
+    assert len(sessions) == len(hub) == 0
     return errors
 
 
@@ -92,29 +93,29 @@ async def test_session_that_checks_but_never_connects_is_ended_after_30_s(
     clock = Clock()
     async with serving(clock=clock) as process:
         await call_on(process)
-        (session,) = process.hub._sessions.values()
-        sweeping = asyncio.create_task(process.hub.sweep())
+        (session,) = process.sessions._sessions.values()
+        sweeping = asyncio.create_task(process.sessions.hub.sweep())
         for _ in range(3):
             process.mux.receive_untrusted(
                 encode_header(*client(1)) + write_check(session.agent.credential), RELAY
             )
             clock.now += 9.9
             await asyncio.sleep(0.03)
-            assert len(process.hub) == 1
+            assert len(process.sessions) == 1
         clock.now += 0.4
-        await until(lambda: len(process.hub) == 0)
+        await until(lambda: len(process.sessions) == 0)
         sweeping.cancel()
-        assert process.hub.ended == {"never connected": 1}
+        assert process.sessions.ended == {"never connected": 1}
 
 
 async def test_session_whose_data_overruns_its_window_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "_SWEEP_INTERVAL_S", 0.01)
     async with serving() as process:
         await call_on(process)
-        (session,) = process.hub._sessions.values()
-        assert session._peer.sctp is not None
-        session._peer.sctp._advertised_rwnd = -1
-        sweeping = asyncio.create_task(process.hub.sweep())
-        await until(lambda: len(process.hub) == 0)
+        (session,) = process.sessions._sessions.values()
+        assert session.peer.sctp is not None
+        session.peer.sctp._advertised_rwnd = -1
+        sweeping = asyncio.create_task(process.sessions.hub.sweep())
+        await until(lambda: len(process.sessions) == 0)
         sweeping.cancel()
-        assert process.hub.ended == {"data channel flooded": 1}
+        assert process.sessions.ended == {"data channel flooded": 1}

@@ -51,8 +51,10 @@ class Endpoint:
     def path_validated(self) -> None:
         self.validated += 1
 
-    def datagram_received(self, datagram: bytes, path: Path, relay: Address) -> None:
+    def dtls_received(self, datagram: bytes, path: Path, relay: Address) -> None:
         self.received.append((datagram, path, relay))
+
+    srtp_received = dtls_received
 
 
 class FakeSocket:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_task_left")
 async def test_full_queue_drops_the_oldest_and_counts() -> None:
     lone = Standalone()
     for number in range(100):
-        lone.connection.deliver(b"\x80%d" % number, client(1), RELAY)
+        lone.connection.dtls_received(b"\x80%d" % number, client(1), RELAY)
     assert lone.tally.counters == {"queue_overflow": 36}
     assert [await lone.connection.recv() for _ in range(64)] == [b"\x80%d" % n for n in range(36, 100)]
     with pytest.raises(TimeoutError):
@@ -26,7 +26,7 @@ async def test_receiver_that_waits_is_woken_by_a_datagram() -> None:
     lone = Standalone()
     waiting = asyncio.create_task(lone.connection.recv())
     await asyncio.sleep(0)
-    lone.connection.deliver(b"\x80", client(1), RELAY)
+    lone.connection.dtls_received(b"\x80", client(1), RELAY)
     assert await waiting == b"\x80"
 
 
@@ -71,8 +71,8 @@ async def test_authentication_counts_for_the_path_that_the_datagram_came_by() ->
     lone.check(client(1))
     lone.check(client(2))
     lone.agent.complete_handshake()
-    lone.connection.deliver(b"\x80one", client(2), RELAY)
-    lone.connection.deliver(b"\x80two", client(1), RELAY)
+    lone.connection.dtls_received(b"\x80one", client(2), RELAY)
+    lone.connection.dtls_received(b"\x80two", client(1), RELAY)
     await lone.connection.recv()
     lone.connection.authenticated(newest=True)
     assert lone.agent.selected == client(2)

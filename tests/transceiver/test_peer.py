@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.transceiver.processes import Process, serving
 from tests.transceiver.waiting import until
 from transceiver import hub
 from transceiver.ice import Path
+from transceiver.media.settings import SPEECH, MediaPath
 from transceiver.session import Session
 from wire.address import Address
 from wire.demux import PacketClass, classify
@@ -77,16 +79,16 @@ async def test_call_echoes_audio_and_messages_and_hangs_up(process: Process, kin
         assert {"answered", "latched", "connected"} <= session.phases.keys()
         assert not session.counters
         assert (await process.public.delete(caller.location)).status == 200
-        assert len(process.hub) == 0
-        assert process.hub.ended == {"hung up": 1}
+        assert len(process.sessions) == 0
+        assert process.sessions.ended == {"hung up": 1}
         await until(lambda: caller.peer.connectionState == "closed")
 
 
 async def test_client_that_closes_ends_its_session(process: Process) -> None:
     async with calling() as caller:
         await caller.connect(process)
-    await until(lambda: len(process.hub) == 0)
-    assert process.hub.ended == {"peer connection closed": 1}
+    await until(lambda: len(process.sessions) == 0)
+    assert process.sessions.ended == {"peer connection closed": 1}
 
 
 async def test_two_calls_at_once_do_not_hear_each_other(process: Process) -> None:
@@ -139,8 +141,8 @@ async def test_certificate_that_was_not_offered_ends_the_session(process: Proces
 
     async with calling() as caller:
         await caller.dial(process, other_fingerprints)
-        await until(lambda: len(process.hub) == 0)
-        assert process.hub.ended == {"peer connection failed": 1}
+        await until(lambda: len(process.sessions) == 0)
+        assert process.sessions.ended == {"peer connection failed": 1}
         assert caller.loud_frames == 0
 
 
@@ -149,11 +151,11 @@ async def test_hang_up_during_the_handshake_raises_nothing_in_the_background(pro
     raised: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context))
     response = await process.public.post("/whip", data=VOICE, headers={"Content-Type": "application/sdp"})
-    [session] = process.hub._sessions.values()
+    [session] = process.sessions._sessions.values()
     process.mux.receive_untrusted(encode_header(*client(1)) + write_check(session.agent.credential), RELAY)
     await until(lambda: session.describe()["state"] == "connecting")
     assert (await process.public.delete(response.headers["Location"])).status == 200
-    assert len(process.hub) == 0
+    assert len(process.sessions) == 0
     await asyncio.sleep(0.05)
     gc.collect()
     assert [str(context.get("exception")) for context in raised] == []
@@ -162,7 +164,7 @@ async def test_hang_up_during_the_handshake_raises_nothing_in_the_background(pro
 async def test_message_that_is_sent_while_dtls_closes_is_lost_and_raises_nothing(process: Process) -> None:
     async with calling() as caller:
         session = await caller.connect(process)
-        [transport] = session._peer._RTCPeerConnection__dtlsTransports
+        [transport] = session.peer._RTCPeerConnection__dtlsTransports
         assert transport._ssl is not None
         transport._ssl.shutdown()
         await transport._send_data(b"a retransmission")
@@ -175,16 +177,16 @@ async def test_call_ends_30_s_after_its_client_was_heard_last(
     process: Process, shim: RelayShim, clock: SkewedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "_SWEEP_INTERVAL_S", 0.02)
-    sweeping = asyncio.create_task(process.hub.sweep())
+    sweeping = asyncio.create_task(process.sessions.hub.sweep())
     async with calling() as caller:
         await caller.connect(process)
         shim.delivering = False
         clock.ahead_s += 20
         await asyncio.sleep(0.1)
-        assert len(process.hub) == 1
+        assert len(process.sessions) == 1
         clock.ahead_s += 10
-        await until(lambda: len(process.hub) == 0)
-        assert process.hub.ended == {"consent expired": 1}
+        await until(lambda: len(process.sessions) == 0)
+        assert process.sessions.ended == {"consent expired": 1}
     sweeping.cancel()
     await asyncio.gather(sweeping, return_exceptions=True)
 
@@ -193,13 +195,13 @@ async def test_session_that_nobody_joins_ends_after_30_s(
     process: Process, shim: RelayShim, clock: SkewedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "_SWEEP_INTERVAL_S", 0.01)
-    sweeping = asyncio.create_task(process.hub.sweep())
+    sweeping = asyncio.create_task(process.sessions.hub.sweep())
     shim.delivering = False
     async with calling() as caller:
         await caller.dial(process)
         clock.ahead_s += 30
-        await until(lambda: len(process.hub) == 0)
-    assert process.hub.ended == {"consent expired": 1}
+        await until(lambda: len(process.sessions) == 0)
+    assert process.sessions.ended == {"consent expired": 1}
     sweeping.cancel()
     await asyncio.gather(sweeping, return_exceptions=True)
 
@@ -423,8 +425,12 @@ async def test_malformed_rtp_of_the_client_does_not_end_its_call(process: Proces
         assert session.is_connected
 
 
-async def test_header_extension_of_a_wrong_size_is_counted_and_the_call_goes_on(process: Process) -> None:
-    async with calling() as caller:
+async def test_header_extension_of_a_wrong_size_is_counted_by_aiortcs_receiver(
+    shim: RelayShim, clock: SkewedClock
+) -> None:
+    stock = replace(SPEECH, path=MediaPath.AIORTC)
+    async with serving(vips=(shim.vip,), clock=clock, audio=stock) as process, calling() as caller:
+        shim.transceiver = process.address
         session = await caller.connect(process)
         [transport] = caller.peer._RTCPeerConnection__dtlsTransports  # type: ignore[attr-defined]
         extensions = caller.peer.getTransceivers()[0]._headerExtensions

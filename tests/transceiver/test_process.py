@@ -23,7 +23,9 @@ from tests.transceiver.checks import VIP
 from tests.transceiver.offers import VOICE
 from tests.transceiver.processes import CLUSTER_ID, KEYS, LOOPBACK
 from tests.transceiver.whip import SDP
+from transceiver.config import EchoMode
 from transceiver.load_board import LoadBoard, create_board_fd
+from transceiver.media.settings import MediaPath
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.resources import INTERNAL_HEADER
 from wire.address import Address
@@ -52,6 +54,9 @@ class RunningTransceiver:
             vips=(VIP,),
             relay_networks=(ip_network("127.0.0.0/8"),),
             max_sessions=10,
+            media=MediaPath.DIRECT,
+            echo=EchoMode.PASSTHROUGH,
+            opus_complexity=5,
             internal_http=self.internal,
             bearer_token="",
             origins=(),

@@ -45,14 +45,14 @@ async def test_any_process_changes_a_session_of_another(process: Process, other:
         only_session(process).agent.credential.server_ufrag
     ]
     assert (await patched(process.public, location, restarted.headers["ETag"], RESTART)).status == 204
-    assert len(other.hub) == 0
+    assert len(other.sessions) == 0
 
 
 async def test_any_process_ends_a_session_of_another(process: Process, other: Process) -> None:
     location, _ = await call_on(process)
     assert (await other.public.delete(location)).status == 200
-    assert len(process.hub) == 0
-    assert process.hub.ended == {"hung up": 1}
+    assert len(process.sessions) == 0
+    assert process.sessions.ended == {"hung up": 1}
     assert (await other.public.delete(location)).status == 404
 
 
@@ -141,7 +141,7 @@ async def test_internal_listener_refuses_who_is_no_sibling(process: Process, sho
     ]
     assert [response.status for response in responses[:3]] == [403, 403, 403]
     assert responses[3].status in (403, 404)
-    assert len(process.hub) == 1
+    assert len(process.sessions) == 1
 
 
 async def test_internal_listener_refuses_a_header_that_is_no_text(process: Process) -> None:
@@ -152,9 +152,9 @@ async def test_internal_listener_refuses_a_header_that_is_no_text(process: Proce
 
 async def test_internal_listener_asks_for_its_header_before_it_makes_a_session(process: Process) -> None:
     assert (await posted(process.internal)).status == 403
-    assert len(process.hub) == 0
+    assert len(process.sessions) == 0
     assert (await posted(process.internal, **{INTERNAL_HEADER: KEYS.sealing.internal_http})).status == 201
-    assert len(process.hub) == 1
+    assert len(process.sessions) == 1
 
 
 async def test_siblings_with_a_retired_key_are_still_served() -> None:
@@ -173,17 +173,17 @@ async def test_siblings_with_a_retired_key_are_still_served() -> None:
 async def test_offer_goes_to_the_process_with_fewer_sessions() -> None:
     async with serving_siblings(2) as (first, second):
         locations = [(await posted(first.public)).headers["Location"] for _ in range(6)]
-        assert (len(first.hub), len(second.hub)) == (3, 3)
+        assert (len(first.sessions), len(second.sessions)) == (3, 3)
         for location in locations:
             assert (await first.public.delete(location)).status == 200
-        assert (len(first.hub), len(second.hub)) == (0, 0)
+        assert (len(first.sessions), len(second.sessions)) == (0, 0)
 
 
 async def test_answer_of_a_sibling_is_its_own() -> None:
     async with serving_siblings(2) as (first, second):
         await call_on(first)
         response = await posted(first.public)
-        assert (len(first.hub), len(second.hub)) == (1, 1)
+        assert (len(first.sessions), len(second.sessions)) == (1, 1)
         hint = open_ufrag_untrusted(KEYS, values(await response.text(), "ice-ufrag")[0])
         assert hint.transceiver == second.address
         assert response.content_type == "application/sdp"
@@ -196,7 +196,7 @@ async def test_offer_over_a_websocket_goes_to_the_process_with_fewer_sessions() 
     async with serving_siblings(2) as (first, second):
         async with first.public.ws_connect("/ws") as socket:
             answers = [await asked(socket, {"type": "offer", "sdp": VOICE}) for _ in range(2)]
-            assert (len(first.hub), len(second.hub)) == (1, 1)
+            assert (len(first.sessions), len(second.sessions)) == (1, 1)
             for answer in answers:
                 assert await asked(socket, {"type": "hangup", "session": answer["session"]}) == {
                     "type": "ended"
@@ -214,10 +214,10 @@ async def test_refusal_of_a_sibling_is_passed_back(sdp: str) -> None:
 
 async def test_draining_process_gives_its_offers_to_the_others() -> None:
     async with serving_siblings(2) as (first, second):
-        first.hub.draining = True
+        first.sessions.draining = True
         assert [(await posted(first.public)).status for _ in range(3)] == [201, 201, 201]
-        assert (len(first.hub), len(second.hub)) == (0, 3)
-        second.hub.draining = True
+        assert (len(first.sessions), len(second.sessions)) == (0, 3)
+        second.sessions.draining = True
         response = await posted(first.public)
         assert response.status == 503
         assert "Retry-After" in response.headers
@@ -226,9 +226,9 @@ async def test_draining_process_gives_its_offers_to_the_others() -> None:
 async def test_offer_is_kept_when_its_sibling_has_just_begun_to_drain() -> None:
     async with serving_siblings(2) as (first, second):
         await call_on(first)
-        second.hub._draining = True  # and the board does not say so yet
+        second.sessions._draining = True  # and the board does not say so yet
         assert (await posted(first.public)).status == 201
-        assert (len(first.hub), len(second.hub)) == (2, 0)
+        assert (len(first.sessions), len(second.sessions)) == (2, 0)
 
 
 async def test_offer_is_kept_when_its_sibling_is_gone() -> None:
@@ -236,7 +236,7 @@ async def test_offer_is_kept_when_its_sibling_is_gone() -> None:
         await call_on(first)
         await second.internal.close()
         assert (await posted(first.public)).status == 201
-        assert len(first.hub) == 2
+        assert len(first.sessions) == 2
 
 
 async def test_offer_that_cannot_be_passed_on_is_answered_and_the_socket_goes_on() -> None:
@@ -252,7 +252,7 @@ async def test_full_processes_answer_503() -> None:
     async with serving_siblings(2, max_sessions=1) as (first, second):
         statuses = [(await posted(first.public)).status for _ in range(4)]
         assert statuses == [201, 201, 503, 503]
-        assert (len(first.hub), len(second.hub)) == (1, 1)
+        assert (len(first.sessions), len(second.sessions)) == (1, 1)
 
 
 # who drains, hangs or is gone gets none
@@ -268,7 +268,7 @@ async def test_process_that_hangs_gets_no_offer() -> None:
     async with serving_siblings(2) as (first, second):
         hang(second)
         assert [(await posted(first.public)).status for _ in range(3)] == [201, 201, 201]
-        assert (len(first.hub), len(second.hub)) == (3, 0)
+        assert (len(first.sessions), len(second.sessions)) == (3, 0)
 
 
 async def test_offer_to_a_process_that_has_just_hung_goes_to_the_next(
@@ -279,7 +279,7 @@ async def test_offer_to_a_process_that_has_just_hung_goes_to_the_next(
         first.supervisor.admit(first.board.own, False)
         first.supervisor.open(second.board.own, port)
         assert (await posted(first.public)).status == 201
-        assert (len(first.hub), len(second.hub), len(third.hub)) == (0, 0, 1)
+        assert (len(first.sessions), len(second.sessions), len(third.sessions)) == (0, 0, 1)
         third.supervisor.admit(third.board.own, False)
         response = await posted(first.public)
         assert (response.status, response.headers["Retry-After"]) == (503, "5")
@@ -291,12 +291,12 @@ async def test_trouble_of_a_sibling_is_not_passed_back(status: int) -> None:
         await call_on(first)
         first.supervisor.open(second.board.own, port)
         assert (await posted(first.public)).status == 201
-        assert len(first.hub) == 2
+        assert len(first.sessions) == 2
 
 
 async def test_health_is_that_of_the_host() -> None:
     async with serving_siblings(2, max_sessions=1) as (first, second):
-        first.hub.draining = True
+        first.sessions.draining = True
         assert (await first.public.get("/healthz")).status == 200
         await call_on(first)
         assert (await posted(first.public)).status == 503
@@ -320,19 +320,19 @@ def knows(process: Process, *others: Process | int) -> None:
 async def test_other_host_takes_what_this_one_does_not(process: Process, other: Process) -> None:
     knows(process, other)
     await call_on(process)
-    assert (len(process.hub), len(other.hub)) == (1, 0)
-    process.hub.draining = True
+    assert (len(process.sessions), len(other.sessions)) == (1, 0)
+    process.sessions.draining = True
     location, etag = await call_on(process)
-    assert (len(process.hub), len(other.hub)) == (1, 1)
+    assert (len(process.sessions), len(other.sessions)) == (1, 1)
     assert (await patched(process.public, location, etag)).status == 204
     assert (await process.public.delete(location)).status == 200
-    assert len(other.hub) == 0
+    assert len(other.sessions) == 0
 
 
 async def test_other_host_passes_nothing_on(process: Process, other: Process) -> None:
     knows(process, other)
     knows(other, process)
-    process.hub.draining = other.hub.draining = True
+    process.sessions.draining = other.sessions.draining = True
     assert (await posted(process.public)).status == 503
 
 
@@ -340,7 +340,7 @@ async def test_trouble_of_other_hosts_leads_to_the_next_and_the_fourth_is_not_tr
     process: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resources, "_CREATE_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
-    process.hub.draining = True
+    process.sessions.draining = True
     async with (
         silent_listener() as silent,
         refusing_listener(500) as broken,
@@ -350,7 +350,7 @@ async def test_trouble_of_other_hosts_leads_to_the_next_and_the_fourth_is_not_tr
         assert (await posted(process.public)).status == 201
         knows(process, 1, stranger, other)
         assert (await posted(process.public)).status == 201
-        assert len(other.hub) == 2
+        assert len(other.sessions) == 2
         process.elsewhere._failed_until.clear()
         knows(process, silent, broken, 1, other)
         assert (await posted(process.public)).status == 503
@@ -360,7 +360,7 @@ async def test_trouble_of_other_hosts_leads_to_the_next_and_the_fourth_is_not_tr
 
 async def test_bad_offer_is_refused_as_here(process: Process, other: Process) -> None:
     here = await posted(process.public, without(VOICE, "a=fingerprint"))
-    process.hub.draining = True
+    process.sessions.draining = True
     knows(process, other)
     there = await posted(process.public, without(VOICE, "a=fingerprint"))
     assert (there.status, await there.text()) == (here.status, await here.text())

@@ -53,8 +53,8 @@ async def test_offer_is_answered_201_with_location_and_etag(process: Process, sd
     assert etag.endswith('"')
     assert len(etag) > 10
     token = response.headers["Location"].removeprefix("/whip/sessions/")
-    assert open_token_untrusted(KEYS, token).owner == process.hub.settings.internal_http
-    assert len(process.hub) == 1
+    assert open_token_untrusted(KEYS, token).owner == process.sessions.settings.internal_http
+    assert len(process.sessions) == 1
 
 
 async def test_answer_names_the_vips_only(process: Process) -> None:
@@ -138,10 +138,10 @@ async def test_all_but_the_first_audio_is_answered_inactive(
 async def test_session_waits_for_its_client_whatever_comes_first(process: Process, sdp: str) -> None:
     await call_on(process, sdp)
     await asyncio.sleep(0.05)
-    assert len(process.hub) == 1
+    assert len(process.sessions) == 1
     session = only_session(process)
     assert session.describe()["state"] in ("new", "connecting")
-    assert not session._connection._closed.is_set()
+    assert not session.peer.connection._closed.is_set()
 
 
 async def test_sessions_have_names_and_credentials_of_their_own(process: Process) -> None:
@@ -186,7 +186,7 @@ async def test_offer_that_cannot_be_answered_leaves_no_session(
 ) -> None:
     response = await posted(process.public, sdp)
     assert response.status == status, await response.text()
-    assert len(process.hub) == (1 if status == 201 else 0)
+    assert len(process.sessions) == (1 if status == 201 else 0)
 
 
 async def test_refusal_says_what_to_change(process: Process) -> None:
@@ -236,7 +236,7 @@ async def test_full_process_answers_503_until_a_call_ends() -> None:
 async def test_draining_process_refuses_new_calls_and_serves_the_old(process: Process) -> None:
     location, etag = await call_on(process)
     assert (await process.public.get("/healthz")).status == 200
-    process.hub.draining = True
+    process.sessions.draining = True
     response = await posted(process.public)
     assert response.status == 503
     assert "draining" in await response.text()
@@ -351,7 +351,7 @@ async def test_check_after_the_hang_up_finds_no_session(process: Process) -> Non
 async def test_delete_hangs_up_and_a_second_finds_nothing(process: Process) -> None:
     location, etag = await call_on(process)
     assert (await process.public.delete(location)).status == 200
-    assert len(process.hub) == 0
+    assert len(process.sessions) == 0
     assert (await process.public.delete(location)).status == 404
     assert (await patched(process.public, location, etag)).status == 404
 
@@ -376,7 +376,7 @@ async def test_token_of_no_session_is_404(process: Process, token: str) -> None:
 
 
 async def test_token_of_an_unknown_session_of_ours_is_404(process: Process) -> None:
-    token = seal_token(KEYS, SessionToken(process.hub.settings.internal_http, bytes(8)))
+    token = seal_token(KEYS, SessionToken(process.sessions.settings.internal_http, bytes(8)))
     assert (await process.public.delete(f"/whip/sessions/{token}")).status == 404
 
 
@@ -385,7 +385,7 @@ async def test_ufrag_is_no_session_token(process: Process) -> None:
     ufrag = only_session(process).agent.credential.server_ufrag
     for token in (ufrag.replace("/", "%2F"), ufrag.replace("+", "-").replace("/", "_")):
         assert (await process.public.delete(f"/whip/sessions/{token}")).status == 404
-    assert len(process.hub) == 1
+    assert len(process.sessions) == 1
 
 
 async def test_session_id_alone_is_no_session_token(process: Process) -> None:

@@ -30,13 +30,13 @@ async def test_call_over_a_websocket(process: Process) -> None:
         assert (await asked(socket, patch))["status"] == 412
         assert await asked(socket, {"type": "hangup", **session}) == {"type": "ended"}
         assert (await asked(socket, {"type": "hangup", **session}))["status"] == 404
-    assert len(process.hub) == 0
+    assert len(process.sessions) == 0
 
 
 async def test_session_outlives_its_websocket_and_is_open_to_whip(process: Process) -> None:
     async with process.public.ws_connect("/ws") as socket:
         answer = await asked(socket, {"type": "offer", "sdp": VOICE})
-    assert len(process.hub) == 1
+    assert len(process.sessions) == 1
     location = f"/whip/sessions/{answer['session']}"
     assert (await patched(process.public, location, answer["etag"])).status == 204
 
@@ -50,7 +50,7 @@ async def test_session_of_another_process_over_a_websocket(process: Process, oth
         assert (await asked(socket, patch | {"etag": '"stale"'}))["status"] == 412
         assert (await asked(socket, patch | {"etag": etag}))["status"] == 200
         assert await asked(socket, {"type": "hangup", **session}) == {"type": "ended"}
-    assert len(process.hub) == 0
+    assert len(process.sessions) == 0
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def sections(sdp: str) -> list[list[str]]:
 
 
 def only_session(process: Process) -> Session:
-    [session] = process.hub._sessions.values()
+    [session] = process.sessions._sessions.values()
     return session
 
 

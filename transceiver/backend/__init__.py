@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from aiortc import RTCPeerConnection
+from transceiver.peer import RelayedPeerConnection
 
 
 class Backend(Protocol):
-    """One session's media and events. aiortc's objects are the interface: tracks and data channels."""
+    """One session's media and events: the two ends of ``peer.voice``, or aiortc's tracks; and data channels."""
 
-    def attach(self, peer: RTCPeerConnection) -> None:
-        """Add tracks and listen for the client's; called before the offer is applied."""
+    def attach(self, peer: RelayedPeerConnection) -> None:
+        """Add an audio section and listen for the client's; called before the offer is applied."""
         ...
 
     async def close(self) -> None:

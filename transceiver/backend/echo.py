@@ -3,14 +3,52 @@
 import asyncio
 import contextlib
 
-from aiortc import MediaStreamTrack, RTCDataChannel, RTCPeerConnection
+from aiortc import MediaStreamTrack, RTCDataChannel
 from aiortc.mediastreams import MediaStreamError
 from av.frame import Frame
+
+from transceiver.peer import RelayedPeerConnection
 
 # 200 ms of 20 ms frames. aiortc's own queue of a remote track is unbounded, so it must always be drained.
 _MAX_FRAMES = 10
 # What a client that does not read may make us hold.
 _MAX_BUFFERED_BYTES = 1024 * 1024
+
+
+class EchoBackend:
+    """Echoes the first audio section and every data channel.
+
+    ``transcode``: decodes to PCM16, as a backend of a model would, and encodes again; else packets go back as they came.
+    """
+
+    def __init__(self, *, transcode: bool = False) -> None:
+        self._transcode = transcode
+        self._tracks: _TrackEcho | None = None
+
+    def attach(self, peer: RelayedPeerConnection) -> None:
+        """See Backend."""
+        peer.on("datachannel", _echo_messages)
+        peer.addTransceiver("audio")
+        voice = peer.voice
+        if voice is None:
+            self._tracks = _TrackEcho(peer)
+        elif self._transcode:
+            voice.receiver.on_pcm = voice.sender.send_pcm
+        else:
+            voice.receiver.on_rtp = voice.sender.forward
+
+    async def close(self) -> None:
+        """See Backend."""
+        if self._tracks is not None:
+            await self._tracks.close()
+
+
+def _echo_messages(channel: RTCDataChannel) -> None:
+    def echo(message: str | bytes) -> None:
+        if channel.bufferedAmount + len(message) <= _MAX_BUFFERED_BYTES:
+            channel.send(message)
+
+    channel.on("message", echo)
 
 
 class _EchoTrack(MediaStreamTrack):
@@ -35,22 +73,18 @@ class _EchoTrack(MediaStreamTrack):
         return await self._frames.get()
 
 
-class EchoBackend:
-    """Echoes the first audio track and every data channel; drains every other track."""
+class _TrackEcho:
+    """By aiortc's tracks, where its receiver and sender were chosen; drains every other track."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: RelayedPeerConnection) -> None:
         self._echo = _EchoTrack()
         self._echoing = False
         self._pumps: list[asyncio.Task[None]] = []
-
-    def attach(self, peer: RTCPeerConnection) -> None:
-        """See Backend."""
         peer.addTrack(self._echo)
         peer.on("track", self._receive_track)
-        peer.on("datachannel", self._receive_channel)
 
     async def close(self) -> None:
-        """See Backend."""
+        """End every task."""
         self._echo.stop()
         for pump in self._pumps:
             pump.cancel()
@@ -67,10 +101,3 @@ class EchoBackend:
                 frame = await track.recv()
                 if echo is not None and isinstance(frame, Frame):
                     echo.put(frame)
-
-    def _receive_channel(self, channel: RTCDataChannel) -> None:
-        def echo(message: str | bytes) -> None:
-            if channel.bufferedAmount + len(message) <= _MAX_BUFFERED_BYTES:
-                channel.send(message)
-
-        channel.on("message", echo)

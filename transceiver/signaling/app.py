@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from transceiver.hub import Hub
 from transceiver.load_board import LoadBoard
 from transceiver.offer import MAX_SDP_BYTES
+from transceiver.sessions import Sessions
 from transceiver.signaling.elsewhere import Elsewhere
 from transceiver.signaling.errors import SignalingError
 from transceiver.signaling.limits import RateLimit
@@ -59,7 +59,7 @@ class Signaling:
 
     def __init__(
         self,
-        hub: Hub,
+        sessions: Sessions,
         keys: KeyRing,
         settings: SignalingSettings,
         board: LoadBoard,
@@ -70,7 +70,7 @@ class Signaling:
         self._settings = settings
         self._limit = RateLimit(per_s=settings.requests_per_s, burst=settings.request_burst)
         self._failures = RateLimit(per_s=settings.requests_per_s, burst=settings.request_burst)
-        self._resources = SessionResources(hub, keys, board, elsewhere)
+        self._resources = SessionResources(sessions, keys, board, elsewhere)
 
     def public_app(self) -> web.Application:
         """What clients reach: WHIP, WebSocket, page, health."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from transceiver.hub import Hub, HubFullError, NoSuchSessionError
+from transceiver.connection import vip_candidates
 from transceiver.ice import Credential
 from transceiver.load_board import LoadBoard
 from transceiver.offer import MAX_SDP_BYTES, OfferError, check_credentials, parse_fragment_untrusted
-from transceiver.peer import vip_candidates
 from transceiver.session import Session
+from transceiver.sessions import NoSuchSessionError, Sessions, SessionsFullError
 from transceiver.signaling.elsewhere import Elsewhere
 from transceiver.signaling.errors import SignalingError
 from wire.address import Address
@@ -51,8 +51,8 @@ class Answer:
 class SessionResources:
     """The operations behind both signaling protocols. All raise SignalingError."""
 
-    def __init__(self, hub: Hub, keys: KeyRing, board: LoadBoard, elsewhere: Elsewhere) -> None:
-        self._hub = hub
+    def __init__(self, sessions: Sessions, keys: KeyRing, board: LoadBoard, elsewhere: Elsewhere) -> None:
+        self._sessions = sessions
         self._keys = keys
         self._board = board
         self._elsewhere = elsewhere
@@ -82,11 +82,11 @@ class SessionResources:
         while (process := self._board.best(tried)) is not None:
             tried.append(process)
             if process == self._board.own:
-                with contextlib.suppress(HubFullError):
+                with contextlib.suppress(SessionsFullError):
                     return await self._create_here(offer)
                 continue
             with self._board.passing_to(process) as port:
-                made = await self._create_at(self._hub.settings.internal_http._replace(port=port), offer)
+                made = await self._create_at(self._sessions.settings.internal_http._replace(port=port), offer)
             if made is not None:
                 return made
         return None
@@ -127,15 +127,15 @@ class SessionResources:
         """POST, by this process."""
         try:
             return await self._create_here(offer)
-        except HubFullError as error:
+        except SessionsFullError as error:
             raise SignalingError(503, f"{error}; try again", {"Retry-After": str(_RETRY_AFTER_S)}) from None
 
     async def _create_here(self, offer: str) -> tuple[str, Answer]:
         try:
-            session, sdp = await self._hub.create(offer)
+            session, sdp = await self._sessions.create(offer)
         except OfferError as error:
             raise SignalingError(error.status, str(error)) from None
-        return seal_token(self._keys, self._hub.token(session)), Answer(201, sdp, SDP, _etag(session))
+        return seal_token(self._keys, self._sessions.token(session)), Answer(201, sdp, SDP, _etag(session))
 
     async def change(self, token: str, if_match: str | None, fragment: str) -> Answer:
         """PATCH (RFC 9725 section 4.3): trickle ICE is 204, an ICE restart 200 with the new credentials."""
@@ -158,14 +158,14 @@ class SessionResources:
             check_credentials(client_ufrag, client_pwd or "")
         except OfferError as error:
             raise SignalingError(error.status, str(error)) from None
-        credential = self._hub.restart_ice(session, client_ufrag)
+        credential = self._sessions.restart_ice(session, client_ufrag)
         return Answer(200, self._restart_fragment(session, credential), SDP_FRAGMENT, _etag(session))
 
     def _restart_fragment(self, session: Session, credential: Credential) -> str:
         # https://www.rfc-editor.org/rfc/rfc8840#section-9: a pseudo m-line, then what belongs to its mid
         candidates = [
             f"a=candidate:{c.foundation} {c.component} {c.protocol} {c.priority} {c.ip} {c.port} typ {c.type}"
-            for c in vip_candidates(self._hub.settings.vips)
+            for c in vip_candidates(self._sessions.hub.settings.vips)
         ]
         lines = [
             "a=ice-lite",
@@ -184,7 +184,7 @@ class SessionResources:
         session = await self._find(token, "DELETE")
         if isinstance(session, Answer):
             return session
-        await self._hub.close(session, "hung up")
+        await self._sessions.close(session, "hung up")
         return Answer(200)
 
     async def _find(
@@ -195,9 +195,9 @@ class SessionResources:
             named = open_token_untrusted(self._keys, token)
         except WireError:
             raise SignalingError(404, "no such session") from None
-        if named.owner == self._hub.settings.internal_http:
+        if named.owner == self._sessions.settings.internal_http:
             try:
-                return self._hub.get(named.session_id)
+                return self._sessions.get(named.session_id)
             except NoSuchSessionError as error:
                 raise SignalingError(404, str(error)) from None
         headers = {"Content-Type": SDP_FRAGMENT}

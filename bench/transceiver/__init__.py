@@ -1,0 +1,1 @@
+"""One transceiver process under calls, beside stock aiortc: calls a core, setup, memory."""

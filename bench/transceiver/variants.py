@@ -1,0 +1,143 @@
+"""What is measured: our transceiver in each of its ways, and stock aiortc; and how each is started."""
+
+import contextlib
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from bench.peers.process import running
+from bench.peers.relayctl import RELAYCTL
+from cli.admin import ask
+from host.state_dir import StateDir
+
+VIP = "127.0.0.1:3478"
+STOCK = "stock aiortc"
+_NICENESS = -15
+_CONFIG = """
+[fleet]
+vip = ["{vip}"]
+[transceiver]
+processes = 1
+http = "{http}"
+max_sessions = 100000
+requests_per_s = 1000000.0
+request_burst = 100000
+{keys}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """``keys``: of the ``[transceiver]`` table; None for stock aiortc. is_exact: payloads come back as they were sent."""
+
+    name: str
+    what: str
+    keys: Mapping[str, str] | None = field(default_factory=dict)
+    is_exact: bool = False
+
+
+VARIANTS = (
+    Variant(
+        name="passthrough",
+        what="ours, RTP forwarded as Opus",
+        keys={"media": '"direct"', "echo": '"passthrough"'},
+        is_exact=True,
+    ),
+    Variant(
+        name="transcode",
+        what="ours, decoded to PCM16 at 24 kHz and encoded again",
+        keys={"media": '"direct"', "echo": '"transcode"'},
+    ),
+    Variant(
+        name="aiortc media",
+        what="our socket, with stock aiortc's receiver and sender",
+        keys={"media": '"aiortc"'},
+    ),
+    Variant(name=STOCK, what="aiortc alone: its own ICE agent and socket a call", keys=None),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A variant that runs. ``transceiver``: its UDP address where it takes SPP, else empty. ``ip``: where we are to be."""
+
+    variant: Variant
+    pid: int
+    core: int
+    url: str
+    transceiver: str
+    ip: str
+
+
+@contextlib.contextmanager
+def served(variant: Variant, core: int) -> Iterator[Served]:
+    """For the life of the block, all its threads on one core. Raises BenchError."""
+    with tempfile.TemporaryDirectory(prefix="relaybench-") as directory:
+        start = _stock if variant.keys is None else _ours
+        with start(variant, Path(directory), core) as made:
+            favour(made.pid)
+            yield made
+
+
+def favour(pid: int) -> None:
+    """What else this machine does must not take a process's core; where we may. It leads or is of a session of its own."""
+    with contextlib.suppress(psutil.AccessDenied):
+        psutil.Process(pid).nice(_NICENESS)
+    # sched(7), autogroup: without it niceness counts within a session only
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(f"{_NICENESS}\n")
+
+
+@contextlib.contextmanager
+def _ours(variant: Variant, directory: Path, core: int) -> Iterator[Served]:
+    config, state_dir = directory / "relayctl.toml", directory / "state"
+    port = free_port()
+    keys = "\n".join(f"{name} = {value}" for name, value in (variant.keys or {}).items())
+    config.write_text(_CONFIG.format(vip=VIP, http=f"127.0.0.1:{port}", keys=keys))
+    state_dir.mkdir()
+    command = [str(RELAYCTL), "start", "--role", "transceivers"]
+    command += ["--state-dir", str(state_dir), "--config", str(config)]
+    with running(
+        contextlib.nullcontext(), _on(core, command), directory / "log", lambda said: "Ctrl-C stops" in said
+    ):
+        [transceiver] = ask(StateDir(state_dir), "status")["transceivers"]["processes"]
+        yield Served(
+            variant=variant,
+            core=core,
+            pid=transceiver["pid"],
+            url=f"http://127.0.0.1:{port}/whip",
+            transceiver=transceiver["address"],
+            ip="127.0.0.1",
+        )
+
+
+@contextlib.contextmanager
+def _stock(variant: Variant, directory: Path, core: int) -> Iterator[Served]:
+    command = [sys.executable, "-m", "bench.transceiver.stock_aiortc"]
+    log = directory / "log"
+    with running(contextlib.nullcontext(), _on(core, command), log, lambda said: "\n" in said) as process:
+        url = log.read_text().split()[-1]
+        yield Served(
+            variant=variant,
+            core=core,
+            pid=process.pid,
+            url=f"{url}/whip",
+            transceiver="",
+            ip="127.0.0.1",
+        )
+
+
+def _on(core: int, command: list[str]) -> list[str]:
+    return ["setsid", "taskset", "--cpu-list", str(core), *command]  # all from util-linux
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port of loopback that nobody has now."""
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

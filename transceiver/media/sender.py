@@ -1,0 +1,278 @@
+"""Our sender of a session's audio: encodes on the loop's thread, or passes packets on as they are."""
+
+import asyncio
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any, cast
+
+from aiortc import MediaStreamTrack, clock
+from aiortc.mediastreams import MediaStreamError
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters, RTCRtpSendParameters
+from aiortc.rtcrtpsender import RTCRtpSender
+from aiortc.stats import RTCOutboundRtpStreamStats, RTCRemoteInboundRtpStreamStats, RTCStatsReport
+from av import AudioFrame, AudioResampler
+from av.packet import Packet
+
+from transceiver.media.codecs import Encoder, make_encoder, pcm_of, rtp_clock_rate, samples_per_packet
+from transceiver.media.context import MediaContext
+from transceiver.media.opus import OpusError
+from transceiver.media.settings import OPUS_RATES
+from wire.rtcp import ReportBlock
+from wire.rtp import RtpPacket, write_rtp_header
+
+if TYPE_CHECKING:
+    from transceiver.dtls import MuxDtlsTransport
+
+logger = logging.getLogger(__name__)
+
+# A talk spurt begins after a silence of so long (RFC 3551 section 4.1): its timestamp tells how long the silence was.
+_SILENT_S = 0.2
+# A track that is always ready would keep the loop for itself.
+_FRAMES_IN_A_ROW = 5
+_PACKETS_PER_S = 50
+
+
+class VoiceSender(RTCRtpSender):
+    """In place of aiortc's. Plays its track, or what ``send_pcm``, ``send_encoded`` and ``forward`` are given."""
+
+    def __init__(
+        self, track_or_kind: MediaStreamTrack | str, transport: "MuxDtlsTransport", context: MediaContext
+    ) -> None:
+        self._track_changed = asyncio.Event()
+        super().__init__(track_or_kind, transport)
+        self.packets = 0
+        self.octets = 0
+        self.rtp_timestamp = 0
+        self.sent_at = float("-inf")
+        self.remote_report: ReportBlock | None = None
+        self.round_trip_s: float | None = None
+        self.bit_rate = 0.0  # between the last two reports, bit/s of payloads
+        self._measured_at = context.clock()
+        self._measured_octets = 0
+        self._context = context
+        self._codec: RTCRtpCodecParameters | None = None
+        self._payload_type = 0
+        self._encoder: Encoder | None = None
+        self._format: tuple[int, int] = (0, 0)
+        self._pending = b""
+        # aiortc begins in the lower half too: receivers guess the rollover counter (RFC 3711 section 3.3.1).
+        self._sequence_number = secrets.randbelow(0x8000)
+        self._timestamp = secrets.randbelow(1 << 32)
+        self._forwarding: tuple[int, int, int] | None = None
+        self._resampler: AudioResampler | None = None
+        self._playing: asyncio.Task[None] | None = None
+
+    # what aiortc calls
+
+    async def send(self, parameters: RTCRtpSendParameters) -> None:
+        """See the base class."""
+        if self._codec is not None:
+            return
+        self._codec = parameters.codecs[0]
+        self._payload_type = self._codec.payloadType or 0
+        self.transport._register_rtp_sender(self, parameters)
+        self._playing = asyncio.create_task(self._play())
+
+    async def stop(self) -> None:
+        """See the base class."""
+        self.transport._unregister_rtp_sender(self)
+        if self._playing is not None:
+            self._playing.cancel()
+            await asyncio.gather(self._playing, return_exceptions=True)
+        if self.track is not None:
+            self.track.stop()
+        self._encoder = self._codec = None
+
+    def replaceTrack(self, track: MediaStreamTrack | None) -> None:  # noqa: N802  # the base class's name
+        """See the base class."""
+        super().replaceTrack(track)
+        self._track_changed.set()
+
+    async def getStats(self) -> RTCStatsReport:  # noqa: N802  # the base class's name
+        """See the base class."""
+        common: dict[str, Any] = {
+            "timestamp": clock.current_datetime(),
+            "ssrc": self._ssrc,
+            "kind": "audio",
+            "transportId": self.transport._stats_id,
+        }
+        report = RTCStatsReport()
+        report.add(
+            RTCOutboundRtpStreamStats(
+                **common,
+                type="outbound-rtp",
+                id=f"outbound-rtp_{id(self)}",
+                packetsSent=self.packets,
+                bytesSent=self.octets,
+                trackId=str(id(self.track)),
+            )
+        )
+        if (remote := self.remote_report) is not None:
+            report.add(
+                RTCRemoteInboundRtpStreamStats(
+                    **common,
+                    type="remote-inbound-rtp",
+                    id=f"remote-inbound-rtp_{id(self)}",
+                    packetsReceived=self.packets - remote.packets_lost,
+                    packetsLost=remote.packets_lost,
+                    jitter=remote.jitter,
+                    roundTripTime=self.round_trip_s or 0.0,
+                    fractionLost=remote.fraction_lost,
+                )
+            )
+        report.update(self.transport._get_stats())
+        return report
+
+    # what is sent
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was sent for a while."""
+        return self._context.clock() - self.sent_at >= _SILENT_S
+
+    def send_pcm(self, pcm: bytes, sample_rate: int | None = None, channels: int | None = None) -> None:
+        """Encode and send PCM16, of any length; what does not fill 20 ms waits for more.
+
+        Rate and channels are the settings' by default, and may be any that Opus has.
+        """
+        if self._codec is None or not self._enabled:
+            return
+        settings = self._context.settings
+        wanted = (sample_rate or settings.sample_rate, channels or settings.channels)
+        if self._encoder is None or wanted != self._format:
+            self._encoder = make_encoder(self._codec, *wanted, settings)
+            self._format, self._pending = wanted, b""
+        frame_bytes = self._format[0] // _PACKETS_PER_S * self._format[1] * 2
+        pcm = self._pending + pcm if self._pending else pcm
+        for start in range(0, len(pcm) - frame_bytes + 1, frame_bytes):
+            self.send_encoded(self._encoder.encode(pcm[start : start + frame_bytes]))
+        self._pending = pcm[len(pcm) - len(pcm) % frame_bytes :]
+
+    def send_encoded(self, payload: bytes, samples: int | None = None) -> None:
+        """Send a payload of the negotiated codec that lasts ``samples`` of its RTP clock; 20 ms by default."""
+        codec = self._codec
+        if codec is None or not self._enabled:
+            return
+        now = self._context.clock()
+        if is_spurt := now - self.sent_at >= _SILENT_S:
+            self._skip_silence(now - self.sent_at, codec)
+        self._send(self._sequence_number, self._timestamp, payload, now, marker=is_spurt)
+        self._sequence_number = (self._sequence_number + 1) & 0xFFFF
+        self._timestamp = (self._timestamp + (samples or samples_per_packet(codec))) & 0xFFFF_FFFF
+
+    def forward(self, packet: RtpPacket) -> None:
+        """Send what came from a client, with our own numbers: gaps and reordering stay as they came."""
+        codec = self._codec
+        if codec is None or not self._enabled:
+            return
+        if self._forwarding is None or self._forwarding[0] != packet.ssrc:
+            self._forwarding = (
+                packet.ssrc,
+                self._sequence_number - packet.sequence_number,
+                self._timestamp - packet.timestamp,
+            )
+        sequence_number = (packet.sequence_number + self._forwarding[1]) & 0xFFFF
+        timestamp = (packet.timestamp + self._forwarding[2]) & 0xFFFF_FFFF
+        now = self._context.clock()
+        self._send(sequence_number, timestamp, packet.payload, now, marker=packet.marker)
+        if 0 <= (sequence_number - self._sequence_number) & 0xFFFF < 0x8000:
+            self._sequence_number = (sequence_number + 1) & 0xFFFF
+            self._timestamp = (timestamp + samples_per_packet(codec)) & 0xFFFF_FFFF
+
+    def timestamp_at(self, now: float) -> int:
+        """The RTP timestamp of this moment, as sender reports pair it with the time (RFC 3550 section 6.4.1)."""
+        rate = rtp_clock_rate(self._codec) if self._codec is not None else 0
+        return (self.rtp_timestamp + int((now - self.sent_at) * rate)) & 0xFFFF_FFFF
+
+    def describe(self) -> dict[str, Any]:
+        """What went to the client, and what it says of it, for ``sessions``."""
+        report = self.remote_report
+        rate = rtp_clock_rate(self._codec) if self._codec is not None else 1
+        return {
+            "packets": self.packets,
+            "lost": report.packets_lost if report else 0,
+            "loss": round(report.fraction_lost / 256, 4) if report else 0.0,
+            "jitter_ms": round(report.jitter * 1000 / rate, 2) if report else 0.0,
+            "bitrate_bps": round(self.bit_rate),
+        }
+
+    def measure(self, now: float) -> None:
+        """Begin the next interval of ``bit_rate``."""
+        elapsed_s = now - self._measured_at
+        if elapsed_s > 0:
+            self.bit_rate = (self.octets - self._measured_octets) * 8 / elapsed_s
+        self._measured_at, self._measured_octets = now, self.octets
+
+    def note_report(self, report: ReportBlock) -> None:
+        """The client tells how our packets arrive: what it lost, it gets redundancy for."""
+        before = self.remote_report.fraction_lost if self.remote_report else 0
+        self.remote_report = report
+        if self._encoder is not None and report.fraction_lost != before:
+            self._encoder.expect_loss(-(-report.fraction_lost * 100 // 256))
+
+    def _send(
+        self, sequence_number: int, timestamp: int, payload: bytes, now: float, *, marker: bool
+    ) -> None:
+        header = write_rtp_header(self._payload_type, sequence_number, timestamp, self._ssrc, marker=marker)
+        if not self._dtls.send_rtp(header + payload):
+            return
+        self.sent_at, self.rtp_timestamp = now, timestamp
+        self.packets += 1
+        self.octets += len(payload)
+
+    @property
+    def _dtls(self) -> "MuxDtlsTransport":
+        return cast("MuxDtlsTransport", self.transport)
+
+    def _skip_silence(self, silent_s: float, codec: RTCRtpCodecParameters) -> None:
+        """Let the timestamp go on with the time, by whole packets."""
+        if silent_s == float("inf"):
+            return
+        per_packet = samples_per_packet(codec)
+        packets = int(silent_s * rtp_clock_rate(codec) / per_packet) - 1
+        self._timestamp = (self._timestamp + packets * per_packet) & 0xFFFF_FFFF
+
+    # what a track plays
+
+    async def _play(self) -> None:
+        in_a_row = 0
+        while True:
+            track = cast("MediaStreamTrack | None", self.track)
+            if track is None:
+                self._track_changed.clear()
+                await self._track_changed.wait()
+                continue
+            try:
+                data: Any = await track.recv()
+                if data is None:  # what FastRTC's track gives at its end
+                    raise MediaStreamError
+                self._send_data(data)
+            except MediaStreamError:
+                if self.track is track:
+                    self.replaceTrack(None)
+            except (OpusError, ValueError, TypeError, AttributeError) as error:
+                # What an application's track may do wrong; the call goes on without it.
+                logger.error("a track gave what cannot be sent (%s: %s)", type(error).__name__, error)
+                self.replaceTrack(None)
+            in_a_row = (in_a_row + 1) % _FRAMES_IN_A_ROW
+            if not in_a_row:
+                await asyncio.sleep(0)
+
+    def _send_data(self, data: Any) -> None:
+        if isinstance(data, Packet):
+            self.send_encoded(bytes(data))
+            return
+        frame: AudioFrame = data
+        channels = len(frame.layout.channels)
+        if frame.format.name != "s16" or frame.sample_rate not in OPUS_RATES or channels > 2:
+            self._resample(frame, min(channels, 2))
+            return
+        self.send_pcm(pcm_of(frame), frame.sample_rate, channels)
+
+    def _resample(self, frame: AudioFrame, channels: int) -> None:
+        if self._resampler is None:
+            self._resampler = AudioResampler(
+                format="s16", layout="mono" if channels == 1 else "stereo", rate=OPUS_RATES[-1]
+            )
+        for resampled in self._resampler.resample(frame):
+            self.send_pcm(pcm_of(resampled), OPUS_RATES[-1], channels)

@@ -1,0 +1,71 @@
+"""What an application needs of relayctl's configuration, to be a transceiver of its own."""
+
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from host.config_table import ConfigTable, read_document
+from host.errors import ConfigError
+from host.keystore import load_keys
+from host.sockets import bind_udp, bound_address, is_ipv6_available, take_without_checksum
+from host.state_dir import StateDir, default_state_dir
+from wire.address import Address
+from wire.keys import KeyRing
+
+LOOPBACK_NETWORKS = ["127.0.0.0/8", "::1/128"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standalone:
+    """A bound socket and what the fleet agrees on."""
+
+    sock: socket.socket
+    address: Address
+    vips: tuple[Address, ...]
+    cluster_id: int
+    keys: KeyRing
+    relay_networks: tuple[IPv4Network | IPv6Network, ...]
+
+
+def loopback_vips() -> list[str]:
+    """Where a relay listens that was told nothing."""
+    return ["127.0.0.1:3478", *(["[::1]:3478"] if is_ipv6_available() else [])]
+
+
+def one_a_family(vips: tuple[Address, ...]) -> tuple[Address, ...]:
+    """The first VIP of each address family: more candidates would only be more pairs for the client to check."""
+    return tuple({vip.family: vip for vip in reversed(vips)}.values())[::-1]
+
+
+def open_standalone(
+    config: str | Path | None, state_dir: str | Path | None, listen: str | None
+) -> Standalone:
+    """Read the configuration, load the keys, bind the socket. Raises ConfigError or AddressInUseError."""
+    path = Path(config) if config is not None else None
+    document = read_document(path)
+    directory = path.parent if path else Path()
+    fleet, relay, ours = (
+        ConfigTable(name, document.get(name, {}), directory) for name in ("fleet", "relay", "transceiver")
+    )
+    vips = fleet.take_addresses("vip", []) or relay.take_addresses("listen", loopback_vips())
+    address = ours.take_address("listen", "127.0.0.1:0")._replace(port=0)
+    if listen is not None:
+        try:
+            address = Address.parse(listen)
+        except ValueError as error:
+            raise ConfigError("listen", str(error)) from None
+    keys_file = fleet.take_path("keys_file", None)
+    if keys_file is None:
+        keys_file = StateDir(Path(state_dir) if state_dir is not None else default_state_dir()).keys_file
+    keys = load_keys(keys_file)
+    sock = bind_udp("listen", address)
+    take_without_checksum(sock)
+    return Standalone(
+        sock=sock,
+        address=bound_address(sock),
+        vips=one_a_family(vips),
+        cluster_id=fleet.take_int("cluster_id", 1, low=0, high=65_535),
+        keys=keys,
+        relay_networks=ours.take_networks("relay_networks", LOOPBACK_NETWORKS),
+    )
