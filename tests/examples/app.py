@@ -56,10 +56,15 @@ class App:
 def serving(python: Path, script: str, directory: Path) -> Iterator[App]:
     """A relay without transceivers and the example behind it; both ended, and neither left a traceback."""
     vip, http = f"127.0.0.1:{free_port()}", free_port(socket.SOCK_STREAM)
-    log = directory / f"{script}.log"
-    with running(directory / "state", "--role", "relay", "--listen", vip) as relay, log.open("wb") as output:
-        environment = {**os.environ, "RELAYCTL_STATE_DIR": str(relay.state_dir.path)}
-        environment.pop("RELAYCTL_CONFIG", None)
+    config, log = directory / "relayctl.toml", directory / f"{script}.log"
+    config.write_text(f'[relay]\nlisten = ["{vip}"]\n')
+    start = ("--config", str(config), "--role", "relay")
+    with running(directory / "state", *start) as relay, log.open("wb") as output:
+        environment = {
+            **os.environ,
+            "RELAYCTL_CONFIG": str(config),
+            "RELAYCTL_STATE_DIR": str(relay.state_dir.path),
+        }
         command = [str(python), str(_EXAMPLES / script), "--port", str(http)]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         app = App(f"http://127.0.0.1:{http}", vip, relay, process)
