@@ -44,11 +44,6 @@ class Tally:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything came, in time, once."""
-        return self.received > 0 and not (self.lost or self.late or self.doubled or self.damaged)
-
     def to_json(self) -> dict[str, Any]:
         """Without the single delays."""
         values = asdict(self)
@@ -100,8 +95,9 @@ def count_exact(
 
 def count_stream(said: Said, came: Sequence[Came], since: int) -> Tally:
     """Where the voice comes back encoded anew: gaps of the sequence numbers, and packets that are too few."""
-    begin = said.at[since]
-    counted = [packet for packet in came if packet.at >= begin]
+    # A sender may go on by itself when nothing comes any more.
+    begin, end = said.at[since], said.at[-1] + HELD * FRAME_NS
+    counted = [packet for packet in came if begin <= packet.at <= end]
     tally = Tally(sent=len(said.at) - since)
     numbers = unwrapped(packet.number for packet in counted)
     different = set(numbers)
