@@ -243,6 +243,27 @@ class Live:
         """From the client's validated address, under no key."""
         await self._dtls.transport._send(datagram)
 
+    def call_with_forged_handshake(self, datagram: bytes) -> None:
+        """A third client calls; ``datagram`` arrives in front of each of its DTLS datagrams. Connected or ended, it is over."""
+
+        async def call() -> None:
+            known = {client for _, client in self._shim.up}
+
+            def forge(sent: bytes, client: Address) -> list[tuple[bytes, Address]]:
+                forged = classify(sent) is PacketClass.DTLS and client not in known
+                return [(datagram, client), (sent, client)] if forged else [(sent, client)]
+
+            self._shim.uplink = forge
+            async with calling() as caller:
+                await caller.dial(self.process)
+                session = self._newest()
+                await _until(lambda: session.is_connected or len(self.process.sessions) == 2)
+                await self.process.public.delete(caller.location)
+                await _until(lambda: len(self.process.sessions) == 2)
+            self._shim.uplink = lambda sent, client: [(sent, client)]
+
+        self._run(call())
+
     # what must be so afterwards
 
     def require_calls_go_on(self, *, data: bool = True) -> None:

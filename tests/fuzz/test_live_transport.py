@@ -66,6 +66,27 @@ def test_any_datagram(live: Live, datagrams: list[bytes]) -> None:
     live.require_calls_go_on()
 
 
+HANDSHAKES = [
+    each
+    for each in corpus("dtls")
+    if each.id
+    in ("alert-fatal-handshake-failure", "certificate-of-16-mb", "client-hello", "finished-epoch-1")
+    or each.id
+    in ("fragment-overruns-message", "fragments-overlapping", "hello-verify-request", "ones-behind-type")
+]
+
+
+@pytest.mark.parametrize("datagram", HANDSHAKES)
+def test_forged_handshake_ends_at_most_its_own_call(live: Live, datagram: bytes) -> None:
+    live.call_with_forged_handshake(datagram)
+    live.require_calls_go_on()
+    assert live.process.sessions.ended.keys() <= {
+        "hung up",
+        "peer connection failed",
+        "peer connection closed",
+    }
+
+
 @pytest.mark.parametrize("first", [4, 15, 16, 19, 64, 79, 80, 127, 192, 255])
 def test_datagram_of_no_protocol_is_counted(live: Live, first: int) -> None:
     before = live.counters

@@ -83,7 +83,7 @@ async def test_attributes_exist_on_an_association() -> None:
     assert sctp is not None
     assert sctp._last_received_tsn is None
     assert 0 <= sctp._local_tsn < 1 << 32
-    assert sctp._inbound_streams == sctp._data_channels == {}
+    assert (sctp._inbound_streams, sctp._data_channels) == ({}, {})
     assert sctp._get_inbound_stream(1).reassembly == []
     assert type(sctp.transport._rtp_router) is RtpRouter
     await connection.close()
