@@ -243,6 +243,22 @@ class Live:
         """From the client's validated address, under no key."""
         await self._dtls.transport._send(datagram)
 
+    def await_data_to_acknowledge(self) -> None:
+        """Return while an echo is on its way, whose acknowledgement is the attacker's to forge."""
+
+        async def say() -> None:
+            self.attacker.channel.send("to be acknowledged")
+            async with asyncio.timeout(_PATIENCE_S):
+                while not self.server_sctp._sent_queue:  # noqa: ASYNC110  # aiortc sets no event
+                    await asyncio.sleep(0)
+
+        self._run(say())
+
+    @property
+    def due_tsn(self) -> int:
+        """The TSN that the transceiver expects of the attacker."""
+        return self._sctp._local_tsn
+
     def call_with_forged_handshake(self, datagram: bytes) -> None:
         """A third client calls; ``datagram`` arrives in front of each of its DTLS datagrams. Connected or ended, it is over."""
 
