@@ -6,6 +6,7 @@ last one that it has.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -112,6 +113,9 @@ class TransceiverProcess:
             self._signaling.internal_app(), self._settings.internal_http_fd, None
         )
         serving = asyncio.create_task(self._serve_supervisor(channel, public))
+        # What is here now stays: collections look through what calls leave behind only, so they are short, and come sooner.
+        gc.collect()
+        gc.freeze()
         channel.send_event("ready")
         await self._ending.wait()
         self._sessions.draining = True

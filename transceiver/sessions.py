@@ -12,6 +12,7 @@ from transceiver.backend import BackendFactory
 from transceiver.hub import Hub
 from transceiver.ice import Credential
 from transceiver.load_board import PUBLISH_INTERVAL_S, Load
+from transceiver.memory import WORTH_IT, return_memory
 from transceiver.mux import Mux
 from transceiver.offer import OfferError, check_offer_untrusted
 from transceiver.overload import Gauge, Limits, Overload, Usage, read_usage
@@ -69,6 +70,7 @@ class Sessions:
         self._is_admitted = is_admitted
         self._sessions: dict[bytes, Session] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._left_behind = 0  # sessions since memory was returned
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -213,5 +215,10 @@ class Sessions:
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)
+        self._left_behind += 1
+        if not self._sessions and not self._closing and self._left_behind >= WORTH_IT:
+            # Nobody is in a call whom the pause would hurt.
+            self._left_behind = 0
+            return_memory()
         if not task.cancelled() and task.exception() is not None:
             logger.error("a session did not close cleanly", exc_info=task.exception())

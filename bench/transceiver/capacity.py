@@ -1,6 +1,6 @@
 """Calls a core without loss, CPU time of a call, delay of its echo, and what a setup costs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bench.errors import BenchError
 from bench.progress import Progress
@@ -14,9 +14,9 @@ WARM_S = 1.0
 _FIRST_TRY = 0.8
 # With so much of the core it could not go on for long.
 _FULL = 0.97
-# What else ran on the core, as part of the time; such a turn is repeated.
-_OTHERS, _REPEATS = 0.03, 3
-# A generator that is so late sends bursts.
+# What others on the core may cost it, as part of the time; a turn with more is repeated.
+_DISTURBED, _REPEATS = 0.03, 3
+# A generator that is so late sends bursts, and what is lost then is not the process's fault alone.
 _LAG_MS = 5.0
 _SETUPS = 10
 
@@ -39,7 +39,7 @@ def measure_calls(
             shown.advance(f"{variant.name}: {calls} calls, round {number + 1}")
             try:
                 load.set_calls(calls)
-                run = _undisturbed(load, seconds)
+                run = _undisturbed(load, seconds, lambda run: False)
             except BenchError as error:
                 rows[variant].why_not = str(error)
                 continue
@@ -65,7 +65,7 @@ def _search(row: CallsRow, load: RunningLoad, seconds: float, limit: int, shown:
     def holds(count: int) -> bool:
         shown.say(f"{row.name}: {count} calls")
         load.set_calls(count)
-        run = _undisturbed(load, seconds)
+        run = _undisturbed(load, seconds, lambda run: not _why_not_more(run))
         row.steps.append(run)
         why = _why_not_more(run)
         if why:
@@ -76,18 +76,18 @@ def _search(row: CallsRow, load: RunningLoad, seconds: float, limit: int, shown:
 
 
 def _why_not_more(run: Run) -> str:
+    if run.is_whole:
+        return "CPU" if run.cpu_share > _FULL else ""
     if run.own_drops or run.lag_p99_ms > _LAG_MS:
         return "generator"
-    if not run.is_whole:
-        return "lost" if run.lost or run.dropped else "late" if run.late else "changed"
-    return "CPU" if run.cpu_share > _FULL else ""
+    return "lost" if run.lost or run.dropped else "late" if run.late else "changed"
 
 
-def _undisturbed(load: RunningLoad, seconds: float) -> Run:
-    """A turn in which hardly anything else ran on the core; the last of several if there is none."""
+def _undisturbed(load: RunningLoad, seconds: float, is_good: Callable[[Run], bool]) -> Run:
+    """A turn that is good, or is not although nothing else had the cores; the last of several if there is none."""
     for _ in range(_REPEATS):
         run = load.run(seconds, WARM_S)
-        if run.others_s <= _OTHERS * run.measured_s and run.lag_p99_ms <= _LAG_MS:
+        if is_good(run) or (run.disturbed <= _DISTURBED and run.lag_p99_ms <= _LAG_MS):
             break
     return run
 

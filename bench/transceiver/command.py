@@ -67,7 +67,7 @@ def _round_trips(context: click.Context, parameter: click.Parameter, text: str) 
 @click.option(
     "--rounds",
     type=click.IntRange(1, 100),
-    default=4,
+    default=3,
     show_default=True,
     help="The first of several is discarded.",
 )
@@ -84,7 +84,7 @@ def _round_trips(context: click.Context, parameter: click.Parameter, text: str) 
 @click.option(
     "--max-calls",
     type=click.IntRange(1, 1000),
-    default=400,
+    default=800,
     show_default=True,
     help="The search for calls a core ends there.",
 )

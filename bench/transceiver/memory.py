@@ -11,7 +11,7 @@ from bench.transceiver.variants import Variant
 from bench.transceiver.vitals import Vitals
 
 # Who speaks at a time: no variant is at its limit.
-_SPEAKERS, _SPEAK_S = 10, 0.5
+_SPEAKERS, _SPEAK_S = 10, 0.3
 _ROUND = 100
 # Tasks and threads of calls that hung up take a moment to end.
 _SETTLE_S = 1.5
@@ -37,6 +37,7 @@ def measure_memory(
         for done in range(0, churned, _ROUND):
             shown.advance(f"{variant.name}: {done} calls came and went")
             _churn(load, min(_ROUND, churned - done))
+            row.rounds_rss.append(Vitals.of(pid).rss)
         row.churned, row.after = churned, asdict(_settled(load, pid))
     except BenchError as error:
         row.why_not = str(error)

@@ -51,7 +51,7 @@ def measure_transceiver(wanted: Wanted, shown: Progress) -> Found:
     if "setup" in wanted.parts and wanted.clients:
         found.phases = measure_phases(wanted.clients, wanted.round_trips, calls=wanted.setups, shown=shown)
     if "memory" in wanted.parts:
-        found.memory = [_measure_memory(wanted, variant, cores, shown) for variant in wanted.variants]
+        found.memory = [_measure_memory(wanted, variant, cores, shown) for variant in _of_memory(wanted)]
     return found
 
 
@@ -96,12 +96,16 @@ def _measure_memory(wanted: Wanted, variant: Variant, cores: Sequence[int], show
         return MemoryRow(name=variant.name, why_not=str(error))
 
 
+def _of_memory(wanted: Wanted) -> list[Variant]:
+    return [variant for variant in wanted.variants if variant.has_memory_row]
+
+
 def _turns(wanted: Wanted) -> int:
     variants = len(wanted.variants)
     turns = {
         "capacity": variants * (wanted.rounds + 1),
         "setup": variants * wanted.rounds + len(wanted.clients) * len(wanted.round_trips),
-        "memory": variants * (1 + -(-wanted.churn // 100)),
+        "memory": len(_of_memory(wanted)) * (1 + -(-wanted.churn // 100)),
     }
     return sum(turns[part] for part in wanted.parts)
 
@@ -114,6 +118,7 @@ def _describe(wanted: Wanted) -> dict[str, Any]:
         "openssl": ssl.OPENSSL_VERSION,
         "aiortc": version("aiortc"),
         "aioice": version("aioice"),
+        "uvloop": f"{version('uvloop')}, ours only",
         "chromium": output(CHROMIUM, "--version") if "Chromium" in wanted.clients else "",
         "core": cores[0],
         "generator_core": cores[-1],

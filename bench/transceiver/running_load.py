@@ -12,14 +12,15 @@ from typing import Any
 from bench.errors import BenchError
 from bench.transceiver.load import LoadJob
 from bench.transceiver.variants import VIP, Served, favour
-from bench.transceiver.vitals import socket_drops
+from bench.transceiver.vitals import socket_drops, waited_ns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a turn of some calls came to. Delays, lags in ms; ``cpu_s`` of the process under test in ``measured_s``.
 
-    others_s: what its core did besides, or had taken away. dropped: by its sockets. own_drops: by ours. lag: how late the generator itself sent.
+    others_s: what its core did besides, or had taken away. waited_s: its threads for the core, because of others or of one
+    another, from before the turn to after it. dropped: by its sockets. own_drops: by ours. lag: how late the generator itself sent.
     """
 
     calls: int
@@ -34,6 +35,7 @@ class Run:
     measured_s: float
     cpu_s: float
     others_s: float
+    waited_s: float
     lag_p99_ms: float
     lag_max_ms: float
     dropped: int
@@ -48,6 +50,11 @@ class Run:
     def cpu_share(self) -> float:
         """Of the core."""
         return self.cpu_s / self.measured_s
+
+    @property
+    def disturbed(self) -> float:
+        """The part of the time, at most, that it had to wait for others on its core."""
+        return min(self.waited_s, self.others_s) / self.measured_s
 
     @property
     def is_whole(self) -> bool:
@@ -73,9 +80,10 @@ class RunningLoad:
     def run(self, seconds: float, warm_s: float, *, first: int = 0, count: int | None = None) -> Run:
         """Have them speak, all or ``count`` from ``first`` on. Raises BenchError."""
         pid = self.target.pid
-        drops = socket_drops(pid)
+        waited, drops = waited_ns(pid), socket_drops(pid)
         answer = self._say({"run": {"seconds": seconds, "warm_s": warm_s, "first": first, "count": count}})
-        return Run(**answer, dropped=max(0, socket_drops(pid) - drops))
+        waited_s = max(0, waited_ns(pid) - waited) / 1e9
+        return Run(**answer, waited_s=waited_s, dropped=max(0, socket_drops(pid) - drops))
 
     def _say(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None

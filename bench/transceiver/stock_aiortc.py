@@ -16,7 +16,6 @@ from aiortc import (
     RTCSessionDescription,
 )
 
-
 # Loopback, which aioice leaves out: no packet of a benchmark may take an address of the machine's own network.
 aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"]
 

@@ -17,6 +17,15 @@ def cpu_ns(pid: int) -> int:
     return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED)
 
 
+def waited_ns(pid: int) -> int:
+    """How long its living threads had something to do and no core, because of others or of one another."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            total += int((task / "schedstat").read_text().split()[1])
+    return total
+
+
 def core_ns(core: int) -> tuple[int, int]:
     """What a core did so far, and what it was not there for: busy, taken by the hypervisor. In ticks of 10 ms."""
     for line in Path("/proc/stat").read_text().splitlines():

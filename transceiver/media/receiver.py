@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiortc import MediaStreamTrack, clock
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters, RTCRtpReceiveParameters
 from aiortc.rtcrtpreceiver import RTCRtpReceiver, RTCRtpSynchronizationSource
-from aiortc.stats import RTCInboundRtpStreamStats, RTCStatsReport
+from aiortc.stats import RTCInboundRtpStreamStats, RTCRemoteOutboundRtpStreamStats, RTCStatsReport
 
 from transceiver.media.codecs import Decoder, make_decoder, rtp_clock_rate
 from transceiver.media.context import MediaContext
@@ -51,6 +51,7 @@ class VoiceReceiver(RTCRtpReceiver):
         self._decoder: Decoder | None = None
         self._decoder_type = -1
         self._heard_at = float("-inf")
+        self._sender_report: SenderReport | None = None
         self._before = _Totals()
         self._filled_in_a_row = 0
         self._is_started = False
@@ -95,19 +96,33 @@ class VoiceReceiver(RTCRtpReceiver):
         """See the base class."""
         report = RTCStatsReport()
         if self.statistics is not None:
+            common: dict[str, Any] = {
+                "timestamp": clock.current_datetime(),
+                "ssrc": self.statistics.ssrc,
+                "kind": "audio",
+                "transportId": self.transport._stats_id,
+            }
             report.add(
                 RTCInboundRtpStreamStats(
-                    timestamp=clock.current_datetime(),
+                    **common,
                     type="inbound-rtp",
                     id=f"inbound-rtp_{id(self)}",
-                    ssrc=self.statistics.ssrc,
-                    kind="audio",
-                    transportId=self.transport._stats_id,
                     packetsReceived=self.statistics.received,
                     packetsLost=self.statistics.lost,
                     jitter=int(self.statistics.jitter),
                 )
             )
+            if (sent := self._sender_report) is not None:
+                report.add(
+                    RTCRemoteOutboundRtpStreamStats(
+                        **common,
+                        type="remote-outbound-rtp",
+                        id=f"remote-outbound-rtp_{id(self)}",
+                        packetsSent=sent.packet_count,
+                        bytesSent=sent.octet_count,
+                        remoteTimestamp=clock.datetime_from_ntp(sent.ntp_timestamp),
+                    )
+                )
         report.update(self.transport._get_stats())
         return report
 
@@ -146,6 +161,7 @@ class VoiceReceiver(RTCRtpReceiver):
         """The client tells what it sent."""
         if self.statistics is not None and self.statistics.ssrc == report.ssrc:
             self.statistics.note_sender_report(report.ntp_timestamp, now)
+            self._sender_report = report
 
     def describe(self) -> dict[str, Any]:
         """What came from the client, for ``sessions``."""
@@ -175,18 +191,19 @@ class VoiceReceiver(RTCRtpReceiver):
         else:
             self._before.add(self.statistics)
         self.statistics = StreamStatistics(ssrc, rtp_clock_rate(codec))
-        self._jitter_buffer = None
+        self._jitter_buffer = self._sender_report = None
         return self.statistics
 
     # what is heard
 
-    def _listen(self, on_pcm: OnPcm) -> None:
+    def _listen(self, on_pcm: OnPcm | None) -> None:
         self.on_pcm = on_pcm
 
     def _play(self, packet: RtpPacket, codec: RTCRtpCodecParameters, now: float) -> None:
         if packet.payload_type != self._decoder_type or self._decoder is None:
             self._decoder = make_decoder(codec, self._context.settings)
             self._decoder_type = packet.payload_type
+            self._jitter_buffer = None  # its clock was the other codec's
         samples = self._decoder.samples_of_untrusted(packet.payload)
         if not samples:
             self._context.observer.count("audio_malformed")
@@ -199,7 +216,11 @@ class VoiceReceiver(RTCRtpReceiver):
         )
 
     def _tick(self, now: float) -> None:
-        if self._jitter_buffer is not None and self._enabled and (frames := self._jitter_buffer.poll(now)):
+        if self._jitter_buffer is None or self.on_pcm is None or not self._enabled:
+            # Nobody listens: what passes meanwhile must not be made up later.
+            self._jitter_buffer = None
+            self._context.ticker.discard(self._tick)
+        elif frames := self._jitter_buffer.poll(now):
             self._hear(frames)
 
     def _hear(self, frames: Iterable[Frame]) -> None:
