@@ -9,6 +9,7 @@ from bench.progress import Progress
 from bench.transceiver.results import CallsRow, SetupRow
 from bench.transceiver.running_load import Run, RunningLoad
 from bench.transceiver.search import highest
+from bench.transceiver.tally import LATE_NS
 from bench.transceiver.variants import Variant
 
 WARM_S = 1.0
@@ -83,22 +84,25 @@ def measure_calls(
 
 def _search(row: CallsRow, turns: _Turns, limit: int, shown: Progress) -> None:
     row.limit = f"--max-calls {limit}"
+    usual_ms = row.delay_ms("delay_p50_ms") or 0.0
 
     def holds(count: int) -> bool:
         shown.say(f"{row.name}: {count} calls")
         turns.load.set_calls(count)
-        run = turns.run(lambda run: not _why_not_more(run))
+        run = turns.run(lambda run: not _why_not_more(run, usual_ms))
         row.steps.append(run)
-        why = _why_not_more(run)
+        why = _why_not_more(run, usual_ms)
         if why:
-            row.limit = why
+            row.limit, row.is_disturbed = why, run.disturbed > _DISTURBED
         return not why
 
     row.highest = highest(holds, round(_FIRST_TRY * (row.extrapolated or 1)), limit)
 
 
-def _why_not_more(run: Run) -> str:
+def _why_not_more(run: Run, usual_ms: float) -> str:
     if run.is_whole:
+        if (run.delay_p50_ms or 0.0) - usual_ms > LATE_NS / 1e6:
+            return "late"
         return "CPU" if run.cpu_share > _FULL else ""
     if run.own_drops or run.lag_p99_ms > _LAG_MS:
         return "generator"
