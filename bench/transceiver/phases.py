@@ -31,9 +31,6 @@ from wire.address import Address
 PHASES = ("answered", "ice", "dtls", "audio")
 ROUND_TRIPS_MS = (0, 50, 100, 200)
 CLIENTS = ("aiortc", "Chromium")
-# What the echo needs at least, in round trips: the check and its answer, with which our ClientHello comes; the client's
-# hello and certificate, and our certificate and Finished, by which the client is done; the first packet and its echo.
-LEAST_ROUND_TRIPS = {"answered": 0, "ice": 1, "dtls": 2, "audio": 3}
 _TIMEOUT_S = 15.0
 _CONFIG = """
 [transceiver]

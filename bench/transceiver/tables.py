@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.report import Sheet
-from bench.transceiver.phases import LEAST_ROUND_TRIPS, PHASES
-from bench.transceiver.results import TARGETS, Found
+from bench.transceiver.phases import PHASES
+from bench.transceiver.results import Found
 
 _MB = 1e6
 
@@ -98,13 +98,12 @@ def _setups(found: Found) -> Sheet:
 
 
 def _phases(found: Found) -> Sheet:
-    columns = ["client", "round trip ms", "calls", *PHASES, *(f"least: {name}" for name in TARGETS), ""]
+    columns = ["client", "round trip ms", "calls", *PHASES, ""]
     rows = []
     for row in found.phases:
         calls = max(map(len, row.phases_ms.values()), default=0)
         medians = [_number(row.median(phase), 1) for phase in PHASES]
-        least = [_number(LEAST_ROUND_TRIPS[name] * row.round_trip_ms) for name in TARGETS]
-        rows.append([row.client, f"{row.round_trip_ms:g}", _number(calls), *medians, *least, row.why_not])
+        rows.append([row.client, f"{row.round_trip_ms:g}", _number(calls), *medians, row.why_not])
     return Sheet(
         "Setup by phase, ms after the POST, through the relay; only the media path is delayed", columns, rows
     )
@@ -115,6 +114,7 @@ def _memory(found: Found) -> Sheet:
     columns += [
         "calls come and gone",
         "MB before",
+        "half way",
         "after",
         "threads before",
         "after",
@@ -124,10 +124,11 @@ def _memory(found: Found) -> Sheet:
     ]
     rows = []
     for row in found.memory:
-        churn: list[str] = []
-        for name, unit in (("rss", _MB), ("threads", 1), ("files", 1)):
-            for at in (row.before, row.after):
-                churn.append(_number(at[name] / unit if at else None, 1 if unit > 1 else 0))
+        half_way = row.rounds_rss[(len(row.rounds_rss) - 1) // 2] / _MB if row.rounds_rss else None
+        before, after = (
+            [at["rss"] / _MB, at["threads"], at["files"]] if at else [None] * 3
+            for at in (row.before, row.after)
+        )
         per_session = row.per_session
         rows.append(
             [
@@ -138,7 +139,8 @@ def _memory(found: Found) -> Sheet:
                 _number(row.full_pss / _MB, 1),
                 _number(row.full_threads),
                 _number(row.churned),
-                *churn,
+                *(_number(mb, 1) for mb in (before[0], half_way, after[0])),
+                *(_number(count) for pair in zip(before[1:], after[1:], strict=True) for count in pair),
                 row.why_not,
             ]
         )
@@ -154,8 +156,10 @@ def _targets(found: Found) -> Sheet:
     rows = []
     for target in found.targets():
         holds = {None: "not measured", True: "yes", False: "no"}[target.holds]
-        rows.append([target.text, f"≤ {target.limit_ms:g}", _number(target.measured_ms, 1), holds])
-    return Sheet("Targets, ms, median", ["target", "limit", "measured", "holds"], rows)
+        limit, least = f"≤ {target.limit_ms:g}", f"{target.least_ms:g}"
+        rows.append([target.text, limit, _number(target.measured_ms, 1), least, holds])
+    columns = ["target", "limit", "measured", "round trips alone", "holds"]
+    return Sheet("Targets, ms, median", columns, rows)
 
 
 def _conditions(found: Found) -> Sheet:

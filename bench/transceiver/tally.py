@@ -44,11 +44,6 @@ class Tally:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything came, in time, once."""
-        return self.received > 0 and not (self.lost or self.late or self.doubled or self.damaged)
-
     def to_json(self) -> dict[str, Any]:
         """Without the single delays."""
         values = asdict(self)
