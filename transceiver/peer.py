@@ -175,16 +175,16 @@ class RelayedPeerConnection(RTCPeerConnection):
     async def apply(self, description: RTCSessionDescription, described: Described) -> None:
         """As ``setRemoteDescription``, for a description that was checked. Another ICE ufrag restarts ICE."""
         known = self.agent.credential.client_ufrag
-        if not known:
+        if not known and self.signalingState != "closed":
             self._expected_at = self._hub.clock()
             self._hub.expect(self, described.client_ufrag)
-        elif known != described.client_ufrag:
-            self._hub.restart_ice(self, described.client_ufrag)
         # aiortc would stop the one transport when the offer's first section is not our first.
         for section in (*self.getTransceivers(), self.sctp):
             if section is not None:
                 section._bundled = True
         await super().setRemoteDescription(description)
+        if known and known != described.client_ufrag:
+            self._hub.restart_ice(self, described.client_ufrag)
         if description.type == "offer":
             for transceiver in self.getTransceivers():
                 _ask_for_redundancy(transceiver)

@@ -20,12 +20,14 @@ from aiortc import (
     VideoStreamTrack,
 )
 from aiortc.contrib.media import MediaBlackhole, MediaRelay
+from aiortc.exceptions import OperationError
 from aiortc.sdp import candidate_from_sdp
 
 from tests.transceiver.library import Application, Tone, application, connected, negotiate
 from tests.transceiver.waiting import until
 from transceiver.media.receiver import VoiceReceiver
 from transceiver.media.sender import VoiceSender
+from transceiver.media.settings import AudioSettings, MediaPath
 from transceiver.peer import RelayedPeerConnection
 
 pytestmark = pytest.mark.usefixtures("no_task_left")
@@ -166,6 +168,55 @@ async def test_offer_with_another_ufrag_restarts_ice_and_the_call_goes_on(app: A
     heard = hears.loud[0]
     await until(lambda: hears.loud[0] >= heard + 10)
     assert ours.connectionState == "connected"
+
+
+async def test_offer_that_is_refused_changes_nothing_of_a_running_call(app: Application) -> None:
+    ours, client = await app.make("tone"), await app.make_client("tone")
+    await negotiate(client, ours)
+    await connected(ours, client)
+    before = ours.agent.credential
+    await client.setLocalDescription(await client.createOffer())
+    restarted = re.sub(r"a=ice-ufrag:\S+", "a=ice-ufrag:another1", client.localDescription.sdp)
+    unknown = re.sub(r"(opus|PCMU|PCMA|G722)/", "unheard/", restarted)
+    with pytest.raises(OperationError):
+        await ours.setRemoteDescription(RTCSessionDescription(unknown, "offer"))
+    assert ours.agent.credential == before
+
+
+async def test_description_for_a_closed_connection_is_refused(app: Application) -> None:
+    ours, client = await app.make("tone"), await app.make_client("tone")
+    await ours.close()
+    with pytest.raises(InvalidStateError):
+        await negotiate(client, ours)
+    assert len(app.hub) == 0
+
+
+async def test_stock_media_goes_over_our_transport_where_it_is_chosen(tmp_path: Path) -> None:
+    async with application(tmp_path, audio=AudioSettings(path=MediaPath.AIORTC)) as app:
+        ours, client = await app.make("tone"), await app.make_client("tone")
+        hears, heard = app.listen(ours), app.listen(client)
+        await negotiate(client, ours)
+        await until(lambda: hears.loud and heard.loud and hears.loud[0] >= 5 and heard.loud[0] >= 5)
+        assert ours.voice is None
+
+
+@pytest.mark.parametrize("told", ["by a=ssrc", "by MID"])
+async def test_sections_are_told_apart(app: Application, told: str) -> None:
+    ours, client = await app.make(), await app.make_client("tone")
+    client.addTransceiver("audio", direction="sendrecv")
+    hears = app.listen(ours)
+    client.getSenders()[0].replaceTrack(None)
+    client.getSenders()[1].replaceTrack(Tone())
+    await client.setLocalDescription(await client.createOffer())
+    sdp = client.localDescription.sdp
+    if told == "by MID":
+        sdp = re.sub(r"a=ssrc:.*\r\n", "", sdp)
+    await ours.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+    await ours.setLocalDescription(await ours.createAnswer())
+    await client.setRemoteDescription(RTCSessionDescription(ours.localDescription.sdp, "answer"))
+    await until(lambda: len(hears.loud) == 2 and hears.loud[1] >= 10)
+    assert hears.loud[0] == 0
+    assert not ours.counters
 
 
 async def test_candidates_are_taken_and_none_is_looked_up(

@@ -1,6 +1,7 @@
 """Our receiver of a session's audio: no thread, no task, nothing decoded that nobody listens to."""
 
 import datetime
+import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,14 @@ from transceiver.media.opus import OpusError
 from transceiver.media.statistics import StreamStatistics
 from transceiver.media.track import VoiceTrack
 from wire.rtcp import SenderReport
-from wire.rtp import RtpPacket
+from wire.rtp import RtpPacket, find_extension
 
 if TYPE_CHECKING:
     from transceiver.dtls import MuxDtlsTransport
 
+logger = logging.getLogger(__name__)
+
+_MID_URI = "urn:ietf:params:rtp-hdrext:sdes:mid"
 # A second source takes over when the first has been silent for so long; a client that changes it says so in SDP, or stops.
 _SOURCE_SILENT_S = 0.5
 # Decoded silence is not worth a decoder: after these, concealment has faded.
@@ -54,7 +58,10 @@ class VoiceReceiver(RTCRtpReceiver):
         self._sender_report: SenderReport | None = None
         self._before = _Totals()
         self._filled_in_a_row = 0
-        self._is_started = False
+        self._mid = b""
+        self._mid_extension = 0
+        self._is_stopped = False
+        self._has_failed = False
 
     # what aiortc calls
 
@@ -71,18 +78,20 @@ class VoiceReceiver(RTCRtpReceiver):
             )
 
     async def receive(self, parameters: RTCRtpReceiveParameters) -> None:
-        """See the base class."""
-        if self._is_started:
+        """See the base class. Each description that is applied comes here: its source may be another."""
+        if self._is_stopped:
             return
-        self._is_started = True
         self._codecs = {
             codec.payloadType: codec for codec in parameters.codecs if codec.payloadType is not None
         }
         self.signalled_ssrcs = frozenset(encoding.ssrc for encoding in parameters.encodings)
+        self._mid = parameters.muxId.encode()
+        self._mid_extension = next((e.id for e in parameters.headerExtensions if e.uri == _MID_URI), 0)
         self.transport._register_rtp_receiver(self, parameters)
 
     async def stop(self) -> None:
         """See the base class."""
+        self._is_stopped = True
         self.transport._unregister_rtp_receiver(self)
         self._context.ticker.discard(self._tick)
         self._handle_disconnect()
@@ -153,9 +162,20 @@ class VoiceReceiver(RTCRtpReceiver):
         if not self._enabled or not packet.payload:
             return
         if self.on_rtp is not None:
-            self.on_rtp(packet)
+            try:
+                self.on_rtp(packet)
+            except Exception as error:  # noqa: BLE001  # an application's fault is no fault of the packet
+                self._note_failure(error)
         if self.on_pcm is not None:
             self._play(packet, codec, now)
+
+    def takes_by_mid(self, packet: RtpPacket) -> bool:
+        """Whether the packet names our section (RFC 8843 section 9.2); then its source is ours from now on."""
+        named = find_extension(packet.extension_profile, packet.extension_data, self._mid_extension)
+        if not named or named != self._mid:
+            return False
+        self.signalled_ssrcs = frozenset({packet.ssrc})
+        return True
 
     def note_sender_report(self, report: SenderReport, now: float) -> None:
         """The client tells what it sent."""
@@ -227,7 +247,18 @@ class VoiceReceiver(RTCRtpReceiver):
         for frame in frames:
             pcm = self._decode(frame)
             if self.on_pcm is not None:
-                self.on_pcm(pcm)
+                try:
+                    self.on_pcm(pcm)
+                except Exception as error:  # noqa: BLE001  # the other frames are for it, too
+                    self._note_failure(error)
+
+    def _note_failure(self, error: Exception) -> None:
+        self._context.observer.count("listener_failed")
+        if not self._has_failed:  # it may do so 50 times a second
+            self._has_failed = True
+            logger.error(
+                "who listens to a call failed; from now on only counted (listener_failed)", exc_info=error
+            )
 
     def _decode(self, frame: Frame) -> bytes:
         assert self._decoder is not None  # made before the first frame

@@ -33,6 +33,7 @@ class VoiceTrack(MediaStreamTrack):
         if track_id is not None:
             self._id = track_id
         self._sample_rate = settings.sample_rate
+        self._sample_bytes = 2 * settings.channels
         self._layout = "mono" if settings.channels == 1 else "stereo"
         self._observer = observer
         self._listen = listen
@@ -61,7 +62,8 @@ class VoiceTrack(MediaStreamTrack):
     def end(self) -> None:
         """No more will come; what is queued can still be read."""
         self._is_over = True
-        self._arrived.set()
+        if not self._queue:
+            self.stop()
 
     def stop(self) -> None:
         """See the base class. Who waits for a frame waits no more, and nothing is decoded for this track any more."""
@@ -74,7 +76,7 @@ class VoiceTrack(MediaStreamTrack):
 
     def _put(self, pcm: bytes) -> None:
         if len(self._queue) >= _MAX_QUEUED:
-            self._queue.popleft()
+            self._pts += len(self._queue.popleft()) // self._sample_bytes
             self._observer.count("track_overflow")
         self._queue.append(pcm)
         self._arrived.set()

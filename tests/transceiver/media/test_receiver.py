@@ -1,9 +1,9 @@
 """The receiver and its track: what is decoded, what is bounded, what is dropped."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ from aiortc.contrib.media import MediaRelay
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtcrtpreceiver import RemoteStreamTrack
 from av import AudioFrame
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.transceiver.media.fakes import (
     G722_TYPE,
@@ -22,12 +24,10 @@ from tests.transceiver.media.fakes import (
     Media,
     speech_packets,
 )
-from transceiver.media.settings import SPEECH, AudioSettings
+from transceiver.media.settings import OPUS_RATES, SPEECH, AudioSettings
 from transceiver.media.track import VoiceTrack
 from wire.rtcp import SenderReport
-
-if TYPE_CHECKING:
-    from wire.rtp import RtpPacket
+from wire.rtp import RtpPacket
 
 pytestmark = pytest.mark.usefixtures("no_task_left")
 
@@ -59,16 +59,18 @@ async def read(track: MediaStreamTrack) -> AudioFrame:
     return frame
 
 
-@pytest.mark.parametrize("settings", [AudioSettings(), SPEECH, AudioSettings(sample_rate=8_000)], ids=str)
+@pytest.mark.parametrize(
+    "audio", [AudioSettings(), SPEECH, AudioSettings(sample_rate=8_000)], ids=["48 kHz", "speech", "8 kHz"]
+)
 @pytest.mark.parametrize("name", ["opus", "pcmu", "pcma", "g722"])
-async def test_each_codec_is_decoded_to_what_was_asked_for(name: str, settings: AudioSettings) -> None:
-    media = Media(settings)
+async def test_each_codec_is_decoded_to_what_was_asked_for(name: str, audio: AudioSettings) -> None:
+    media = Media(audio)
     await media.receive("opus", "pcmu", "pcma", "g722")
     samples = 960 if name == "opus" else 160
     for number, packet in enumerate(speech_packets(name, 30)):
         media.arrive(number, packet, payload_type=_TYPES[name], samples=samples)
         media.pass_time(0.02)
-    wanted = 30 * settings.sample_rate // 50 * settings.channels * 2
+    wanted = 30 * audio.sample_rate // 50 * audio.channels * 2
     pcm = b"".join(media.pcm)
     assert wanted * 0.95 <= len(pcm) <= wanted
     assert np.abs(np.frombuffer(pcm, np.int16)).max() > 4000
@@ -209,6 +211,71 @@ async def test_statistics_have_what_applications_read(media: Media) -> None:
     assert (outbound.ssrc, outbound.packetsSent, outbound.bytesSent) == (7, 5, 400)
 
 
+async def test_listener_that_fails_is_told_of_and_hears_on(
+    media: Media, caplog: pytest.LogCaptureFixture
+) -> None:
+    await media.receive()
+    heard: list[bytes] = []
+
+    def fail_at_times(pcm: bytes) -> None:
+        heard.append(pcm)
+        if len(heard) in (2, 15):
+            raise RuntimeError("of the application")
+
+    def fail(packet: RtpPacket) -> None:
+        raise RuntimeError("of the application")
+
+    media.receiver.on_pcm, media.receiver.on_rtp = fail_at_times, fail
+    packets = speech_packets("opus", 12)
+    for number, packet in enumerate(packets):
+        if number != 5:
+            media.arrive(number, packet)
+        media.pass_time(0.02)
+    media.pass_time(1)
+    assert 58 <= len(heard) <= 62
+    assert media.tally.counters == {"listener_failed": 13}
+    assert len(media.ticker) == 1
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+async def test_source_that_a_new_description_names_takes_over_at_once(media: Media) -> None:
+    await media.receive(ssrcs=(1,))
+    packets = speech_packets("opus", 3)
+    media.arrive(0, packets[0], ssrc=1)
+    media.arrive(0, packets[1], ssrc=2)
+    assert len(media.pcm) == 1
+    await media.receive("opus", "pcmu", ssrcs=(2,))
+    media.arrive(1, packets[2], ssrc=2)
+    assert len(media.pcm) == 2
+    media.pass_time(0.52)
+    media.arrive(0, bytes(160), payload_type=PCMU_TYPE, ssrc=3)
+    assert media.tally.counters == {"rtp_other_source": 1}
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32))
+def test_hostile_packets_end_nothing(seed: int) -> None:
+    async def run() -> None:
+        chance = random.Random(seed)
+        media = Media(AudioSettings(sample_rate=chance.choice(OPUS_RATES), channels=chance.choice((1, 2))))
+        await media.receive("opus", "pcmu", "pcma", "g722")
+        sample_bytes = 2 * media.context.settings.channels
+        number, timestamp, good = 0, 0, speech_packets("opus", 2)
+        for _ in range(60):
+            number += chance.choice((1, 1, 1, 0, -1, 3, 60, 40_000, -2_000))
+            timestamp += chance.choice((960, 960, 160, 0, -960, 50_000, 2**31))
+            payload = chance.choice((*good, chance.randbytes(chance.randrange(20)), chance.randbytes(1_100)))
+            kind = chance.choice((OPUS_TYPE, OPUS_TYPE, PCMU_TYPE, PCMA_TYPE, G722_TYPE, 33))
+            packet = RtpPacket(kind, False, number & 0xFFFF, timestamp & 0xFFFF_FFFF, 7, payload)
+            media.receiver.receive_rtp(packet, media.clock.now)
+            media.pass_time(chance.choice((0, 0.02, 0.3)))
+        assert all(len(pcm) % sample_bytes == 0 for pcm in media.pcm)
+        assert "listener_failed" not in media.tally.counters
+        await media.stop()
+
+    asyncio.run(run())
+
+
 # the track
 
 
@@ -244,6 +311,7 @@ async def test_track_that_is_read_no_more_keeps_the_newest_second(media: Media) 
     assert media.tally.counters == {"track_overflow": 450}
     assert isinstance(track, VoiceTrack)
     assert len(track._queue) == 50
+    assert (await read(track)).pts == 450 * 960  # what was dropped has passed
 
 
 async def test_reading_that_is_cancelled_loses_no_frame(media: Media) -> None:
@@ -316,7 +384,10 @@ async def test_track_ends_with_the_receiver_after_its_last_frame(media: Media) -
 
 async def test_track_of_a_receiver_that_was_never_started_ends_too(media: Media) -> None:
     track = make_track(media)
+    ended: list[str] = []
+    track.on("ended", lambda: ended.append("ended"))
     await media.receiver.stop()
+    assert ended == ["ended"]  # also if nobody reads it
     with pytest.raises(MediaStreamError):
         await read(track)
 
