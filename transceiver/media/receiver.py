@@ -183,6 +183,12 @@ class VoiceReceiver(RTCRtpReceiver):
             self.statistics.note_sender_report(report.ntp_timestamp, now)
             self._sender_report = report
 
+    def note_goodbye(self, ssrcs: tuple[int, ...]) -> None:
+        """The client ends these sources: no silence of theirs is heard, and another takes over at once."""
+        if self.statistics is not None and self.statistics.ssrc in ssrcs:
+            self._heard_at = float("-inf")
+            self._jitter_buffer = None
+
     def describe(self) -> dict[str, Any]:
         """What came from the client, for ``sessions``."""
         statistics = self.statistics

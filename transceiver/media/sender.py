@@ -284,6 +284,7 @@ class VoiceSender(RTCRtpSender):
             pass
         except Exception:  # an application's track may fail in any way; the call goes on without it
             logger.exception("a track failed, or gave what cannot be sent, and is played no more")
+        track.stop()
         if self.track is track:
             super().replaceTrack(None)
 

@@ -195,14 +195,15 @@ def test_bytes_that_are_no_opus_are_decoded_or_refused(library: ctypes.CDLL) -> 
             continue
         rate = chance.choice(OPUS_RATES)
         decoder = decoders[rate]
-        for run in (decoder.decode, decoder.recover):
+        lost = chance.choice((120, 480, 960, 2_880, 5_760))
+        for run, lasts in ((decoder.decode, samples), (decoder.recover, lost)):
             try:
-                pcm = run(packet, samples)
+                pcm = run(packet, lasts)
             except OpusError:
                 outcomes["refused"] += 1
             else:
                 outcomes["decoded"] += 1
-                assert len(pcm) == samples * rate // 48_000 * decoder._frame_bytes
+                assert len(pcm) == lasts * rate // 48_000 * decoder._frame_bytes
         assert len(decoder.conceal(samples)) == samples * rate // 48_000 * decoder._frame_bytes
     assert min(outcomes.values()) > 100
 

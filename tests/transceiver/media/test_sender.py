@@ -190,8 +190,10 @@ async def test_track_that_fails_is_dropped_and_the_next_is_played(
     media: Media, thing: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     await media.send()
-    await play(media, Tape([frame(), thing, frame()]))
+    failing = Tape([frame(), thing, frame()])
+    await play(media, failing)
     assert len(media.transport.rtp) == 1
+    assert failing.readyState == "ended"
     logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(logged) == (0 if thing is None else 1)
     await play(media, Tape([frame()]))
