@@ -217,6 +217,15 @@ async def test_sections_are_told_apart(app: Application, told: str) -> None:
     await ours.setLocalDescription(await ours.createAnswer())
     await client.setRemoteDescription(RTCSessionDescription(ours.localDescription.sdp, "answer"))
     await until(lambda: len(hears.loud) == 2 and hears.loud[1] >= 10)
+    if told == "by MID":  # and the same once more
+        [_, receiver] = ours.getReceivers()
+        assert isinstance(receiver, VoiceReceiver)
+        named = receiver.signalled_ssrcs
+        await ours.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+        await ours.setLocalDescription(await ours.createAnswer())
+        before = hears.loud[1]
+        await until(lambda: hears.loud[1] >= before + 10)
+        assert receiver.signalled_ssrcs == named
     assert hears.loud[0] == 0
     assert not ours.counters
 

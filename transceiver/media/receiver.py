@@ -81,10 +81,14 @@ class VoiceReceiver(RTCRtpReceiver):
         """See the base class. Each description that is applied comes here: its source may be another."""
         if self._is_stopped:
             return
+        heard = self._codecs.get(self._decoder_type)
         self._codecs = {
             codec.payloadType: codec for codec in parameters.codecs if codec.payloadType is not None
         }
-        self.signalled_ssrcs = frozenset(encoding.ssrc for encoding in parameters.encodings)
+        if heard is not None and self._codecs.get(self._decoder_type) != heard:
+            self._decoder = self._jitter_buffer = None
+        if parameters.encodings:  # else by MID, which is not in every packet
+            self.signalled_ssrcs = frozenset(encoding.ssrc for encoding in parameters.encodings)
         self._mid = parameters.muxId.encode()
         self._mid_extension = next((e.id for e in parameters.headerExtensions if e.uri == _MID_URI), 0)
         self.transport._register_rtp_receiver(self, parameters)
