@@ -93,14 +93,13 @@ class Sessions:
 
     def publish_load(self) -> None:
         """Look at what this process uses; tell the others how many sessions we have and take, and that we live."""
-        before = self.gauge.overload
-        connecting = len(self._sessions) - self._count_connected()
-        self.gauge.update(self._read_usage(), connecting, self.hub.clock())
+        before, load = self.gauge.overload, self.load
+        self.gauge.update(self._read_usage(), load.sessions - load.connected, self.hub.clock())
         if self.gauge.overload and not before:
             logger.warning("no new sessions: %s", self.gauge)
         elif before and not self.gauge.overload:
             logger.info("new sessions again: %s", self.gauge)
-        self._publish(self.load)
+        self._publish(load._replace(overload=self.gauge.overload))
 
     def note_refused(self) -> None:
         """A client was sent away (503), as neither we nor others took its call; counted by what kept us from it."""

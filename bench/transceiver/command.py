@@ -83,8 +83,8 @@ def _round_trips(context: click.Context, parameter: click.Parameter, text: str) 
 )
 @click.option(
     "--max-calls",
-    type=click.IntRange(1, 1000),
-    default=800,
+    type=click.IntRange(1, 2000),
+    default=1000,
     show_default=True,
     help="The search for calls a core ends there.",
 )

@@ -13,7 +13,8 @@ from bench.transceiver.variants import STOCK
 class CallsRow:
     """Calls of one variant. ``runs``: at the moderate load, of the rounds that count. ``steps``: of the search.
 
-    highest: calls that held; None if not measured. limit: why more did not.
+    highest: calls that held; None if not measured. limit: why more did not; is_disturbed: while others had the core, so
+    it is no more than a lower bound.
     """
 
     name: str
@@ -23,6 +24,7 @@ class CallsRow:
     steps: list[Run] = field(default_factory=list)
     highest: int | None = None
     limit: str = ""
+    is_disturbed: bool = False
     why_not: str = ""
 
     @property
@@ -156,7 +158,7 @@ class Found:
         for row in self.calls:
             if stock_calls is None or row is stock_calls:
                 continue
-            if row.highest and stock_calls.highest:
+            if row.highest and stock_calls.highest and not stock_calls.is_disturbed:
                 found[f"calls a core: {row.name}"] = row.highest / stock_calls.highest
             pairs = zip(row.runs, stock_calls.runs, strict=False)
             ratios = [stock.cpu_ms_per_call / ours.cpu_ms_per_call for ours, stock in pairs]

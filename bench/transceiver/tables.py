@@ -29,7 +29,7 @@ def _calls(found: Found) -> Sheet:
             [
                 row.name,
                 _number(row.highest),
-                row.limit or "-",
+                f"{row.limit}, disturbed" if row.is_disturbed else row.limit or "-",
                 f"{at_highest.cpu_share:.0%}" if at_highest else "-",
                 _number(row.cpu_ms, 2),
                 f"{min(each):.2f}…{max(each):.2f}" if each else "-",

@@ -1,5 +1,6 @@
 """What became of a call's packets: lost, late, doubled, and how much later the same voice came back. Times in ns."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -60,10 +61,10 @@ class Said(NamedTuple):
     first_frame: int
     frames: int
 
-    def packet_of(self, frame: float, near: float) -> float:
-        """The packet that carried a frame, the one nearest to ``near``: the speech repeats itself."""
+    def packet_of(self, frame: float, latest: float) -> float:
+        """The packet that carried a frame, the last not after ``latest``: the speech repeats itself."""
         index = (frame - self.first_frame) % self.frames
-        return index + self.frames * round((near - index) / self.frames)
+        return index + self.frames * math.floor((latest - index) / self.frames)
 
 
 def count_exact(
@@ -78,7 +79,7 @@ def count_exact(
         if frame is None:
             tally.damaged += 1
             continue
-        index = round(said.packet_of(frame, len(said.at) / 2))
+        index = round(said.packet_of(frame, len(said.at) - 1))
         if not since <= index < expected:
             continue
         if index in seen:
@@ -129,8 +130,9 @@ def delays_by_sound(said: Said, came: Sequence[Came], heard: Samples) -> list[fl
         at = _find(part, speech)
         if at is None:
             continue
-        near = (span[0].at - said.at[0]) / FRAME_NS
-        first = said.packet_of(at * _DECIMATION / FRAME_SAMPLES, near)
+        # a packet more, as what was found is as coarse as the samples
+        latest = (span[0].at - said.at[0]) / FRAME_NS + 1
+        first = said.packet_of(at * _DECIMATION / FRAME_SAMPLES, latest)
         sent = np.interp(first + np.arange(_SPAN), np.arange(len(said.at)), said.at)
         found += [(packet.at - when) / 1e6 for packet, when in zip(span, sent, strict=True)]
     return found

@@ -33,6 +33,7 @@ def test_full_host_refuses_and_says_why(relayctl: Relayctl, setting: str, full: 
     assert (row["state"], row["full"], row["refused"]) == ("ready", full, {full: 1})
     [process] = relayctl.status()["transceivers"]["processes"]
     assert process["full"] == full
+    assert f"{NAME} takes no new sessions: {full}; " in relayctl.run("status").stdout
     for command in (("status",), ("list",)):
         assert f" {full} " in relayctl.run("transceivers", *command).stdout
     assert "answered 503" in relayctl.run("transceivers", "status").stdout
