@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import re
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -435,6 +437,29 @@ async def test_blackhole_and_statistics_as_applications_use_them(app: Applicatio
     assert theirs["inbound-rtp"].packetsLost == 0
     with contextlib.suppress(asyncio.CancelledError):
         await blackhole.stop()
+
+
+async def test_connection_that_was_closed_is_no_longer_in_memory(app: Application) -> None:
+    gone = []
+    for _ in range(3):
+        ours = RelayedPeerConnection()
+        client = await app.make_client("tone")
+        ours.addTrack(Tone())
+        hears = app.listen(ours)
+        await negotiate(client, ours)
+        await until(lambda: hears.loud and hears.loud[0] >= 2)  # noqa: B023  # awaited in this turn
+        gone += [weakref.ref(thing) for thing in (ours, *ours.getReceivers(), *ours.getSenders())]
+        await ours.close()
+        await client.close()
+        await hears.close()
+        hears.tracks.clear()
+        del ours, client, hears
+
+    def is_gone() -> bool:
+        gc.collect()
+        return not any(ref() is not None for ref in gone)
+
+    await until(is_gone)
 
 
 async def test_track_is_replaced_while_the_call_runs(app: Application) -> None:

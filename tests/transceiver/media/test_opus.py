@@ -219,6 +219,14 @@ def test_formats_that_opus_has_not_are_refused(library: ctypes.CDLL) -> None:
         encoder.encode(bytes(200))
 
 
+def test_no_more_is_written_than_the_buffer_holds(library: ctypes.CDLL) -> None:
+    decoder = OpusDecoder(48_000, 2)
+    for samples in (5_880, 1_000_000):
+        with pytest.raises(OpusError, match=f"{samples} samples"):
+            decoder.conceal(samples)
+    assert len(decoder.conceal(5_760)) == 5_760 * 4
+
+
 def test_machine_without_libopus_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> ctypes.CDLL:
         raise OSError(name)
