@@ -440,20 +440,19 @@ async def test_blackhole_and_statistics_as_applications_use_them(app: Applicatio
 
 
 async def test_connection_that_was_closed_is_no_longer_in_memory(app: Application) -> None:
-    gone = []
-    for _ in range(3):
-        ours = RelayedPeerConnection()
-        client = await app.make_client("tone")
+    async def call() -> list[weakref.ref[Any]]:
+        ours, client = RelayedPeerConnection(), await app.make_client("tone")
         ours.addTrack(Tone())
         hears = app.listen(ours)
         await negotiate(client, ours)
-        await until(lambda: hears.loud and hears.loud[0] >= 2)  # noqa: B023  # awaited in this turn
-        gone += [weakref.ref(thing) for thing in (ours, *ours.getReceivers(), *ours.getSenders())]
+        await until(lambda: hears.loud and hears.loud[0] >= 2)
+        made = [weakref.ref(thing) for thing in (ours, *ours.getReceivers(), *ours.getSenders())]
         await ours.close()
-        await client.close()
         await hears.close()
         hears.tracks.clear()
-        del ours, client, hears
+        return made
+
+    gone = [ref for _ in range(3) for ref in await call()]
 
     def is_gone() -> bool:
         gc.collect()
