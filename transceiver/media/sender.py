@@ -70,7 +70,7 @@ class VoiceSender(RTCRtpSender):
         self._payload_type = 0
         self._encoder: Encoder | None = None
         self._format: tuple[int, int] = (0, 0)
-        self._pending = b""
+        self._pending, self._pending_at = b"", 0.0
         # aiortc begins in the lower half too: receivers guess the rollover counter (RFC 3711 section 3.3.1).
         self._sequence_number = secrets.randbelow(0x8000)
         self._timestamp = secrets.randbelow(1 << 32)
@@ -148,7 +148,7 @@ class VoiceSender(RTCRtpSender):
         return self._context.clock() - self.sent_at >= _SILENT_S
 
     def send_pcm(self, pcm: bytes, sample_rate: int | None = None, channels: int | None = None) -> None:
-        """Encode and send PCM16, of any length; what does not fill 20 ms waits for more.
+        """Encode and send PCM16, of any length; what does not fill 20 ms waits for more, but not beyond a silence.
 
         Rate and channels are the settings' by default, and may be any that Opus has.
         """
@@ -161,11 +161,14 @@ class VoiceSender(RTCRtpSender):
             self._format, self._pending = wanted, b""
             self._expect_loss()
         frame_bytes = self._format[0] // _PACKETS_PER_S * self._format[1] * 2
-        pcm = self._pending + pcm if self._pending else pcm
+        if self._pending and self._context.clock() - self._pending_at < _SILENT_S:
+            pcm = self._pending + pcm
         for start in range(0, len(pcm) - frame_bytes + 1, frame_bytes):
             if payload := self._encoder.encode(pcm[start : start + frame_bytes]):
                 self.send_encoded(payload)
         self._pending = pcm[len(pcm) - len(pcm) % frame_bytes :]
+        if self._pending:
+            self._pending_at = self._context.clock()
 
     def send_encoded(self, payload: bytes, samples: int | None = None) -> None:
         """Send a payload of the negotiated codec that lasts ``samples`` of its RTP clock; 20 ms by default."""

@@ -256,6 +256,17 @@ async def test_pcm_waits_until_20_ms_are_full(media: Media) -> None:
     assert len(media.transport.rtp) == 5
 
 
+async def test_rest_of_an_earlier_speech_does_not_begin_the_next(media: Media) -> None:
+    await media.send()
+    media.sender.send_pcm(bytes(2 * 2 * 1_440))  # 30 ms
+    media.clock.now += 1
+    media.sender.send_pcm(bytes(2 * 2 * 960))
+    media.sender.send_pcm(bytes(2 * 2 * 480))
+    assert len(media.transport.rtp) == 2
+    media.sender.send_pcm(bytes(2 * 2 * 480))
+    assert len(media.transport.rtp) == 3
+
+
 async def test_talk_spurt_is_marked_and_its_timestamp_tells_of_the_silence(media: Media) -> None:
     await media.send()
     for _ in range(3):
