@@ -16,6 +16,8 @@ from wire.sctp import HEADER_BYTES, Chunk, ChunkType, gaps_of, parse_sctp_untrus
 
 # aiortc writes one receiver report for all of them, and a report has room for 31.
 _MAX_STOCK_SSRCS = 31
+# Packets that one NACK gets again: a burst of loss in a video frame.
+_MAX_RETRANSMITTED = 32
 # Data channels that a session may have used at a time; each costs some kilobytes.
 _MAX_STREAMS = 256
 # Chunks beyond the next one that are due: more than fill the window of 1 MiB that we advertise.
@@ -99,9 +101,11 @@ class BoundedRouter(RtpRouter):
         return receiver
 
     def route_rtcp(self, packet: AnyRtcpPacket) -> set[RtpReceiver | RtpSender]:
-        """Without BYE, which would stop a receiver for ever, and NACK, as one asks for up to 5,000 packets."""
-        if isinstance(packet, (RtcpByePacket, RtcpRtpfbPacket)):
+        """Without BYE, which would stop a receiver for ever; of a NACK, which may ask for 5,000 packets, the first few."""
+        if isinstance(packet, RtcpByePacket):
             return set()
+        if isinstance(packet, RtcpRtpfbPacket):
+            packet.lost = list(dict.fromkeys(packet.lost))[:_MAX_RETRANSMITTED]
         return super().route_rtcp(packet)
 
 

@@ -4,10 +4,12 @@ from struct import pack
 
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
+from aiortc.rtcrtpsender import RTCRtpSender
 from aiortc.rtcsctptransport import RTCSctpTransport
+from aiortc.rtp import RtcpByePacket, RtcpRtpfbPacket
 from google_crc32c import value as crc32c
 
-from transceiver.guards import SctpGuard
+from transceiver.guards import BoundedRouter, SctpGuard
 
 LAST_RECEIVED, LAST_SENT = 0xFFFF_FFF0, 1000  # TSNs wrap soon
 
@@ -80,3 +82,15 @@ async def test_what_costs_too_much_is_refused(sent: bytes, counted: str) -> None
 @pytest.mark.parametrize("sent", [packet(data(1)), packet(forward(1))], ids=["DATA", "FORWARD TSN"])
 async def test_data_before_there_is_an_association_is_refused(sent: bytes) -> None:
     assert await refusal(sent, last_received=None) == "sctp_excess"
+
+
+async def test_router_passes_a_nack_on_with_32_packets_at_most_and_no_bye() -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    sender: RTCRtpSender = connection.addTransceiver("video").sender
+    router = BoundedRouter()
+    router.register_sender(sender, ssrc=sender._ssrc)
+    nack = RtcpRtpfbPacket(fmt=1, ssrc=1, media_ssrc=sender._ssrc, lost=[7, 7, *range(5000)])
+    assert router.route_rtcp(nack) == {sender}
+    assert nack.lost == [7, *(n for n in range(32) if n != 7)]
+    assert router.route_rtcp(RtcpByePacket(sources=[sender._ssrc])) == set()
+    await connection.close()
