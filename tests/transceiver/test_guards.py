@@ -4,7 +4,6 @@ from struct import pack
 
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
-from aiortc.rtcrtpsender import RTCRtpSender
 from aiortc.rtcsctptransport import RTCSctpTransport
 from aiortc.rtp import RtcpByePacket, RtcpRtpfbPacket
 from google_crc32c import value as crc32c
@@ -86,7 +85,7 @@ async def test_data_before_there_is_an_association_is_refused(sent: bytes) -> No
 
 async def test_router_passes_a_nack_on_with_32_packets_at_most_and_no_bye() -> None:
     connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-    sender: RTCRtpSender = connection.addTransceiver("video").sender
+    sender = connection.addTransceiver("video").sender
     router = BoundedRouter()
     router.register_sender(sender, ssrc=sender._ssrc)
     nack = RtcpRtpfbPacket(fmt=1, ssrc=1, media_ssrc=sender._ssrc, lost=[7, 7, *range(5000)])
