@@ -122,7 +122,7 @@ class Counts:
     """What a direction did with datagrams of a kind. ``forwarded`` counts copies, too, so without anything under way
     received + doubled = forwarded + lost + paused + overflowed + refused.
 
-    reordered: left after one that had come later. paused: dropped by a pause. overflowed: found the queue full.
+    reordered: left after one of its kind that had come later. paused: dropped by a pause. overflowed: found the queue full.
     refused: the kernel did not take it.
     """
 
@@ -150,7 +150,7 @@ class _Lane:
     index: int
     direction: Direction
     next_number: int = 0
-    highest_left: int = -1
+    highest_left: dict[Kind, int] = field(default_factory=dict)
     queue_ends_at: float = float("-inf")
 
 
@@ -385,8 +385,9 @@ class ImpairedPath:
         if parcel.kind is Kind.RTP:
             self._silences[lane.direction].end(self._loop.time())
         if parcel.number is not None:
-            counts.reordered += parcel.number < lane.highest_left
-            lane.highest_left = max(lane.highest_left, parcel.number)
+            highest = lane.highest_left.get(parcel.kind, -1)
+            counts.reordered += parcel.number < highest
+            lane.highest_left[parcel.kind] = max(highest, parcel.number)
 
 
 def _route_to(address: Address) -> bytes:

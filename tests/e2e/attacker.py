@@ -56,8 +56,8 @@ class Attacker:
                 sock.setblocking(False)
             yield cls(Address.parse(vip), sniffing, own, spoofing)
 
-    def listen(self, victim: Address) -> None:
-        """Take what has come by since the last time."""
+    def listen(self, victim: Address | None) -> None:
+        """Take what has come by since the last time; of anybody, if it is nobody's in particular."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._note(self.sniffing.recv(65_535), victim)
@@ -85,15 +85,15 @@ class Attacker:
         """What came to its own address."""
         return Counter(map(kind_of, self.received))
 
-    def _note(self, packet: bytes, victim: Address) -> None:
+    def _note(self, packet: bytes, victim: Address | None) -> None:
         if packet[0] >> 4 != 4:
             return
         header_bytes = 4 * (packet[0] & 15)
-        source, destination = packet[12:16], packet[16:20]
-        if packet[9] != socket.IPPROTO_UDP or (source, destination) != (victim.host, self.vip.host):
+        if packet[9] != socket.IPPROTO_UDP:
             return
         source_port, destination_port, length, _ = _UDP.unpack_from(packet, header_bytes)
-        if (source_port, destination_port) == (victim.port, self.vip.port):
+        source = Address(packet[12:16], source_port)
+        if Address(packet[16:20], destination_port) == self.vip and victim in (None, source):
             datagram = packet[header_bytes + _UDP.size : header_bytes + length]
             self.captured[kind_of(datagram)].append(datagram)
 

@@ -65,9 +65,11 @@ def test_chromium_call_goes_on_over_an_ice_restart(own_network: Network | None, 
             call.wait_for_more(heard, received=100, sent=100, echoes=4)
         gaps = media_gaps_ms(path)
         call.page.wait_for_timeout(_OLD_CREDENTIALS_S * 1000)
+        # while credentials change, a check may name one side's new ones and the other's old ones
+        before_the_end = refused(instance)
         call.wait_for_more(call.counts(), received=50, sent=50, echoes=4, answers=3)
+        assert refused(instance) == before_the_end
         now, session = call.counts(), only_session(instance)
-        assert refused(instance) == 0
         assert (now["lost_down"], now["lost_up"]) == (0, 0)
         assert session["state"] == "connected"
         assert path.media_gap_s(Direction.DOWN) < 1
