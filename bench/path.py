@@ -173,6 +173,18 @@ class _Parcel(NamedTuple):
     datagram: bytes
 
 
+@dataclass(slots=True)
+class _Silence:
+    """Of all RTP in one direction."""
+
+    since: float = float("inf")
+    longest_s: float = 0.0
+
+    def end(self, now: float) -> None:
+        self.longest_s = max(self.longest_s, now - self.since)
+        self.since = now
+
+
 @dataclass
 class _Pause:
     until: float = float("-inf")
@@ -208,6 +220,7 @@ class ImpairedPath:
         self._clients: dict[Address, _Client] = {}
         self._counts = {(direction, kind): Counts() for direction in Direction for kind in Kind}
         self._first_left: dict[tuple[Direction, Kind], float] = {}
+        self._silences = {direction: _Silence() for direction in Direction}
         self._queue: list[_Parcel] = []
         self._order = itertools.count()
         self._pause = _Pause()
@@ -254,6 +267,16 @@ class ImpairedPath:
     def outer_addresses(self) -> list[Address]:
         """As the far side sees the clients, in the order in which they came."""
         return [bound_address(client.outer) for client in self._clients.values()]
+
+    def forget_gaps(self) -> None:
+        """Gaps in media are counted from now on; one that lasts now, in full."""
+        for silence in self._silences.values():
+            silence.longest_s = 0.0
+
+    def media_gap_s(self, direction: Direction) -> float:
+        """The longest time between two RTP datagrams that left us, whosever they were, and since the last."""
+        silence = self._silences[direction]
+        return max(silence.longest_s, self._loop.time() - silence.since)
 
     @property
     def queued(self) -> int:
@@ -359,6 +382,8 @@ class ImpairedPath:
             return
         counts.forwarded += 1
         self._first_left.setdefault((lane.direction, parcel.kind), self._loop.time())
+        if parcel.kind is Kind.RTP:
+            self._silences[lane.direction].end(self._loop.time())
         if parcel.number is not None:
             counts.reordered += parcel.number < lane.highest_left
             lane.highest_left = max(lane.highest_left, parcel.number)
@@ -407,6 +432,14 @@ class ThreadedPath:
     def outer_addresses(self) -> list[Address]:
         """See ImpairedPath."""
         return self._run(lambda path: path.outer_addresses())
+
+    def forget_gaps(self) -> None:
+        """See ImpairedPath."""
+        self._run(lambda path: path.forget_gaps())
+
+    def media_gap_s(self, direction: Direction) -> float:
+        """See ImpairedPath."""
+        return self._run(lambda path: path.media_gap_s(direction))
 
     @property
     def queued(self) -> int:

@@ -131,6 +131,9 @@ TEMPLATE = """\
 # requests_per_s = 20.0                       # signaling requests of one address
 # request_burst = 100
 # max_sessions = 200                          # of each process; more are answered 503
+# max_memory_mb = 0                           # resident memory (MiB) of each process; above it likewise; 0: all processes
+#                                             # together have 80 % of the machine's, or the cgroup's
+# max_cpu = 0.9                               # CPU time of each process, as a share of a core; above it likewise
 # media = "direct"                            # who receives and sends audio: direct (ours) or aiortc
 # echo = "passthrough"                        # audio goes back as it came; transcode: decoded and encoded, as for a model
 # opus_complexity = 5                         # of the encoder, 0 to 10

@@ -82,7 +82,7 @@ def _print_transceivers(transceivers: list[Lease]) -> None:
     print_table(
         f"{count_of(len(transceivers), 'transceiver')} of {count_of(hosts, 'host')}: "
         f"{sessions} of {count_of(room, 'session')} ({_percent(sessions, room)})",
-        ("host", "name", "address", "state", "sessions", "connected", "max", "load", *_LEASE_COLUMNS),
+        ("host", "name", "address", "state", "sessions", "connected", "max", "full", "load", *_LEASE_COLUMNS),
         (
             (
                 _host(lease),
@@ -92,6 +92,7 @@ def _print_transceivers(transceivers: list[Lease]) -> None:
                 lease.get("sessions"),
                 lease.get("connected"),
                 lease.get("max_sessions"),
+                lease.get("full"),
                 _percent(lease.get("sessions", 0), lease.get("max_sessions", 0)),
                 *_lease_cells(lease),
             )

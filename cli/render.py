@@ -52,6 +52,15 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     print_table(title, columns, [[row.get(column) for column in columns] for row in rows], wrap_last=True)
 
 
+def print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Names and values, one a line, the values in one column."""
+    pairs = list(pairs)
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        click.echo(f"{name:<{width}}  {'-' if value in (None, '') else value}")
+    click.echo()
+
+
 def count_of(count: int, noun: str) -> str:
     """1 row, 2 rows."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -94,6 +94,11 @@ def _print_transceivers(transceivers: dict[str, Any]) -> None:
             for process in transceivers["processes"]
         ),
     )
+    for process in transceivers["processes"]:
+        if process["full"]:
+            click.echo(
+                f"{process['name']} takes no new sessions: {process['full']}; `relayctl transceivers status` shows its limits\n"
+            )
 
 
 def _process_cells(process: dict[str, Any]) -> tuple[Any, ...]:

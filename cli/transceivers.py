@@ -9,6 +9,8 @@ from cli.draining import Ended, follow
 from cli.main import cli, json_option, state_dir_option
 from cli.render import count_of, human_duration, print_json, print_table
 from cli.seconds import check_seconds
+from cli.sessions import show_sessions
+from cli.transceiver_status import print_status
 from cli.watching import looks, watch_flag
 from host.channel import ChannelError
 from host.errors import NotRunningError
@@ -18,6 +20,7 @@ from transceiver.load_board import MAX_PROCESSES
 # A process has 20 s to become ready.
 _START_TIMEOUT_S = 60.0
 
+any_names_argument = click.argument("names", nargs=-1, metavar="[NAME]...")
 names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 no_wait_option = click.option("--no-wait", is_flag=True, help="Do not wait for the calls to end.")
 drain_option = click.option(
@@ -32,7 +35,14 @@ drain_option = click.option(
 
 @cli.group()
 def transceivers() -> None:
-    """Look at the transceivers of this host; drain, stop, start, add and remove them."""
+    """Look at the transceivers of this host and their calls; drain, stop, start, add and remove them.
+
+    \b
+    Examples:
+      relayctl transceivers status --watch
+      relayctl transceivers drain transceiver-1 --deadline 600
+      relayctl transceivers kick 1e73bf --reason "sends noise"
+    """
 
 
 @transceivers.command(name="list")
@@ -47,6 +57,68 @@ def list_transceivers(state_dir: StateDir, interval_s: float, watch: bool, as_js
             print_json(listed)
         else:
             _print(listed)
+
+
+@transceivers.command()
+@any_names_argument
+@watch_flag
+@state_dir_option
+@json_option
+def status(
+    state_dir: StateDir, names: tuple[str, ...], interval_s: float, watch: bool, as_json: bool
+) -> None:
+    """Show load, room and counts of each.
+
+    CPU and memory beside their limits, sessions, why it is full, what it counted since it began; with Redis its lease, as other
+    hosts read it. Without NAME: of all.
+    """
+    for _ in looks(interval_s, watch):
+        rows = _ask(state_dir, "transceivers_status", names=names)
+        fleet = ask(state_dir, "fleet")
+        leases = {lease["name"]: lease["lease"] for lease in fleet["transceivers"] if lease["here"]}
+        for row in rows:
+            row["lease"] = leases.get(row["name"])
+        if as_json:
+            print_json(rows)
+        else:
+            print_status(rows, has_fleet=fleet["redis"] is not None)
+
+
+@transceivers.command(name="sessions")
+@any_names_argument
+@watch_flag
+@state_dir_option
+@json_option
+def list_sessions(
+    state_dir: StateDir, names: tuple[str, ...], interval_s: float, watch: bool, as_json: bool
+) -> None:
+    """List sessions of some transceivers.
+
+    As `relayctl sessions` lists those of all; also without NAME.
+    """
+    for _ in looks(interval_s, watch):
+        show_sessions(_ask(state_dir, "sessions", names=names), as_json)
+
+
+@transceivers.command()
+@click.argument("sessions", nargs=-1, required=True, metavar="SESSION...")
+@click.option(
+    "--reason",
+    "why",
+    default="",
+    metavar="TEXT",
+    help="For the log; neither the client nor the counters get it.",
+)
+@state_dir_option
+def kick(state_dir: StateDir, sessions: tuple[str, ...], why: str) -> None:
+    """End sessions, with a goodbye to the client.
+
+    SESSION is an id, or as many first letters of it as no other session has. If one of several is not found, none is ended.
+    Sessions of processes that an earlier start left behind are out of reach.
+    """
+    for ended in _ask(state_dir, "kick", sessions=sessions, why=why):
+        outcome = "kicked" if ended["kicked"] else "had ended already"
+        click.echo(f"{ended['session']} of {ended['transceiver']} {outcome}")
 
 
 @transceivers.command()
@@ -124,7 +196,18 @@ def _ask(state_dir: StateDir, method: str, **params: Any) -> Any:
 def _print(listed: list[dict[str, Any]]) -> None:
     print_table(
         count_of(len(listed), "transceiver"),
-        ("name", "pid", "state", "calls end in", "address", "sessions", "connected", "max", "restarts"),
+        (
+            "name",
+            "pid",
+            "state",
+            "calls end in",
+            "address",
+            "sessions",
+            "connected",
+            "max",
+            "full",
+            "restarts",
+        ),
         (
             (
                 row["name"],
@@ -135,6 +218,7 @@ def _print(listed: list[dict[str, Any]]) -> None:
                 row["sessions"],
                 row["connected"],
                 row["max_sessions"],
+                row["full"],
                 row["restarts"],
             )
             for row in listed

@@ -283,6 +283,7 @@ class FleetService:
     def _describe_fleet(self) -> dict[str, Any]:
         own = [
             {"kind": name.partition(":")[0], **document, "age_s": 0.0, "expires_s": None, "here": True}
+            | {"lease": self._told(name)}
             for name, document in self._own_leases().items()
         ]
         everybody = own + [
@@ -298,6 +299,14 @@ class FleetService:
             "max_sessions": room,
             "load": round(sessions / room, 3) if room else None,
         }
+
+    def _told(self, name: str) -> dict[str, Any] | None:
+        """How others see us: what Redis has of our own lease, and how long it lasts; None if it has none."""
+        for lease in self.others():
+            of_whom = lease["address"] if lease["kind"] == "transceiver" else lease["host_id"]
+            if lease["host_id"] == self.host_id and f"{lease['kind']}:{of_whom}" == name:
+                return {field: lease[field] for field in ("state", "age_s", "expires_s")}
+        return None
 
     def _known_vips(self) -> list[str]:
         own = (self._presence["relay"] or {}).get("vips", [])

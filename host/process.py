@@ -139,6 +139,11 @@ class Process:
             with contextlib.suppress(ConnectionError):
                 await self._channel.drain()
 
+    @property
+    def uptime_s(self) -> float:
+        """Since its last start; 0 while there is no process."""
+        return round(time.monotonic() - self.started_at, 1) if self.pid else 0.0
+
     def describe(self) -> dict[str, Any]:
         """State for ``status``. ``cpu_percent`` is of one core, since the last call."""
         description: dict[str, Any] = {
@@ -148,7 +153,7 @@ class Process:
             "core": self.spec.core,
             "restarts": self.restarts,
             "last_exit": self.last_exit,
-            "uptime_s": round(time.monotonic() - self.started_at, 1) if self.pid else 0.0,
+            "uptime_s": self.uptime_s,
         }
         if self._usage is not None:
             with contextlib.suppress(psutil.Error):

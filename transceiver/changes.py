@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 # A session's close takes at most 5 s.
-_GOODBYE_TIMEOUT_S = 7.0
+GOODBYE_TIMEOUT_S = 7.0
 _MAX_DRAIN_S = 7 * 86400.0
 
 
@@ -61,7 +61,7 @@ class Changes:
     def drain(self, names: Sequence[str], deadline_s: float | None) -> None:
         """Take no new sessions; end those that are left after ``deadline_s``, or never. A later word on it counts."""
         deadline = _deadline("--deadline", deadline_s)
-        for slot in self._find(names):
+        for slot in self.find(names):
             if slot.wanted is Wanted.SERVING:
                 self._want(slot, Wanted.DRAINED, deadline)
             elif deadline is not None:
@@ -70,7 +70,7 @@ class Changes:
     def stop(self, names: Sequence[str], drain_s: float | None) -> None:
         """Drain for at most that long, then end the process."""
         deadline = _deadline("--drain", self._drain_s if drain_s is None else drain_s)
-        for slot in self._find(names):
+        for slot in self.find(names):
             if not slot.wanted.ends_process:
                 self._want(slot, Wanted.STOPPED, deadline)
             elif drain_s is not None:
@@ -78,7 +78,7 @@ class Changes:
 
     async def start(self, names: Sequence[str]) -> None:
         """Take new sessions again. Raises StartError if a process does not come up; it is tried again and again."""
-        slots = self._find(names)
+        slots = self.find(names)
         async with self._starting:
             self._check_not_over()
             failures = await asyncio.gather(*map(self._start, slots), return_exceptions=True)
@@ -117,17 +117,18 @@ class Changes:
             if slot.wanted is Wanted.SERVING:
                 slot.wanted = Wanted.DRAINED
 
-    def _check_not_over(self) -> None:
-        if self._is_over:
-            raise OperatorError("this relayctl is ending; its transceivers take no more calls")
-
-    def _find(self, names: Sequence[str]) -> list[TransceiverSlot]:
+    def find(self, names: Sequence[str]) -> list[TransceiverSlot]:
+        """Those of these names. Raises OperatorError."""
         for name in names:
             if name not in self._slots:
                 raise OperatorError(
                     f"no transceiver {name!r} here; there are {', '.join(sorted(self._slots))}"
                 )
         return [self._slots[name] for name in dict.fromkeys(names)]
+
+    def _check_not_over(self) -> None:
+        if self._is_over:
+            raise OperatorError("this relayctl is ending; its transceivers take no more calls")
 
     def _want(self, slot: TransceiverSlot, wanted: Wanted, deadline: float | None) -> None:
         self._board.admit(slot.index, False)
@@ -159,7 +160,7 @@ class Changes:
         while self._board.load(slot.index).sessions:
             if slot.deadline is not None and time.monotonic() >= slot.deadline:
                 with contextlib.suppress(ChannelError):  # it crashed, and its calls with it; or it hangs
-                    await process.request("end_sessions", timeout_s=_GOODBYE_TIMEOUT_S, reason="drained")
+                    await process.request("end_sessions", timeout_s=GOODBYE_TIMEOUT_S, reason="drained")
                 if slot.wanted.ends_process:
                     return
             await asyncio.sleep(_POLL_S)

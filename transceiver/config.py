@@ -12,6 +12,8 @@ from host.errors import ConfigError
 from transceiver.media.settings import MediaPath
 from wire.address import Address
 
+_MAX_MEMORY_MB = 1 << 24
+
 
 class EchoMode(StrEnum):
     """What the echo backend does with audio."""
@@ -35,6 +37,10 @@ class TransceiverConfig:
     origins: web origins other than our own whose pages may call.
     requests_per_s, request_burst: signaling requests that one address may make.
     max_sessions: of each process.
+    max_memory_mb: resident memory (MiB) of a process, above which it takes no new sessions; 0: its share of four fifths of
+    what the machine, or the cgroup, has.
+    max_cpu: CPU time of a process, as a share of a core, above which it takes no new sessions. 0.9: where its one thread has
+    no time left, calls break up.
     media: who receives and sends audio: direct (ours) or aiortc.
     echo: what the echo backend does with audio.
     opus_complexity: of the encoder, 0 to 10: half the CPU time at 5.
@@ -52,6 +58,8 @@ class TransceiverConfig:
     requests_per_s: float
     request_burst: int
     max_sessions: int
+    max_memory_mb: int
+    max_cpu: float
     media: MediaPath
     echo: EchoMode
     opus_complexity: int
@@ -75,6 +83,8 @@ class TransceiverConfig:
             requests_per_s=table.take("requests_per_s", float, 20.0),
             request_burst=table.take_int("request_burst", 100, low=1, high=100_000),
             max_sessions=table.take_int("max_sessions", 200, low=1, high=100_000),
+            max_memory_mb=table.take_int("max_memory_mb", 0, low=0, high=_MAX_MEMORY_MB),
+            max_cpu=table.take("max_cpu", float, 0.9),
             media=MediaPath(table.take_choice("media", MediaPath.DIRECT, list(MediaPath))),
             echo=EchoMode(table.take_choice("echo", EchoMode.PASSTHROUGH, list(EchoMode))),
             opus_complexity=table.take_int("opus_complexity", 5, low=0, high=10),
@@ -91,6 +101,11 @@ class TransceiverConfig:
         if not 0 < self.requests_per_s < float("inf"):
             raise ConfigError(
                 table.field("requests_per_s"), f"needs to be above 0, not {self.requests_per_s}"
+            )
+        if not 0 < self.max_cpu < float("inf"):
+            raise ConfigError(
+                table.field("max_cpu"),
+                f"needs to be above 0 (0.9: nine tenths of a core), not {self.max_cpu}",
             )
         if self.tls_key is not None and self.tls_cert is None:
             raise ConfigError(table.field("tls_key"), "needs tls_cert beside it")

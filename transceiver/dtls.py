@@ -134,13 +134,15 @@ class MuxDtlsTransport(RTCDtlsTransport):
             self._run_stock(self._handle_rtcp_data(plain), "rtcp_malformed")
 
     def _voice_of(self, packet: RtpPacket) -> VoiceReceiver | None:
-        """By payload type; where sections share it, by the SSRC that SDP named (RFC 9143 section 9.2)."""
+        """By payload type; where sections share it, by the SSRC that SDP named, or by MID (RFC 9143 section 9.2)."""
         receivers = self._voices.get(packet.payload_type)
         if not receivers:
             return None
         if len(receivers) == 1:
             return receivers[0]
-        return next((r for r in receivers if packet.ssrc in r.signalled_ssrcs), None)
+        return next((r for r in receivers if packet.ssrc in r.signalled_ssrcs), None) or next(
+            (r for r in receivers if r.takes_by_mid(packet)), None
+        )
 
     def _srtcp_index(self, datagram: bytes) -> int:
         """Of an SRTCP packet: behind the tag with AES-GCM, before it with AES-CM."""
@@ -176,7 +178,9 @@ class MuxDtlsTransport(RTCDtlsTransport):
             return
         for codec in parameters.codecs:
             if codec.payloadType is not None:
-                self._voices.setdefault(codec.payloadType, []).append(receiver)
+                receivers = self._voices.setdefault(codec.payloadType, [])
+                if receiver not in receivers:
+                    receivers.append(receiver)
         self._reports[receiver].start(self)
 
     def _unregister_rtp_receiver(self, receiver: Any) -> None:

@@ -17,14 +17,15 @@ def install() -> None:
     Call it before what makes connections is imported (pipecat, FastRTC). Raises HubError, naming the module, where a
     module has taken the name already: it would go on with sockets of its own.
     """
-    late = [
-        name
-        for name, module in list(sys.modules.items())
-        if not name.startswith(("aiortc", "transceiver"))
-        and getattr(module, "RTCPeerConnection", None) is _STOCK
-    ]
+    # By their dictionaries: to ask a module for a name may make it load others.
+    late = {
+        id(module): name
+        for name, module in reversed(list(sys.modules.items()))
+        if name.partition(".")[0] not in ("aiortc", "transceiver")
+        and getattr(module, "__dict__", {}).get("RTCPeerConnection") is _STOCK
+    }
     if late:
         raise HubError(
-            f"{', '.join(sorted(late))} took aiortc's RTCPeerConnection already; call transceiver.install() before importing it"
+            f"{', '.join(sorted(late.values()))} took aiortc's RTCPeerConnection already; call transceiver.install() before importing it"
         )
     aiortc.RTCPeerConnection = aiortc.rtcpeerconnection.RTCPeerConnection = RelayedPeerConnection  # type: ignore[misc]

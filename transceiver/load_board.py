@@ -9,6 +9,7 @@ it to the least loaded one. Each cell, of 8 bytes, has one writer:
     SESSIONS            how many process i has                                i
     CONNECTED           how many of them are connected                        i
     LIMIT               how many it takes; 0: it takes no new ones            i
+    OVERLOAD            what it has too little of for one more; 0: nothing    i
     TOLD_AT             when it wrote last, monotonic ms                      i
     PASSING + j         offers that j is passing on to i                      j
 
@@ -25,21 +26,34 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from transceiver.overload import Overload
+
 MAX_PROCESSES = 256
 PUBLISH_INTERVAL_S = 0.25
 # Six times in a row: a loop that is late by so much answers no offer in time either.
 HUNG_AFTER_S = 1.5
 _CELL_BYTES = 8
-_PORT, _ADMITTED, _SESSIONS, _CONNECTED, _LIMIT, _TOLD_AT, _PASSING = range(7)
+_PORT, _ADMITTED, _SESSIONS, _CONNECTED, _LIMIT, _OVERLOAD, _TOLD_AT, _PASSING = range(8)
 _ROWS = _PASSING + MAX_PROCESSES
 
 
 class Load(NamedTuple):
-    """What a process tells of itself. ``limit``: how many sessions it takes, 0 while it takes no new ones."""
+    """What a process tells of itself. ``limit``: how many sessions it takes, 0 while it takes no new ones.
+
+    overload: why it takes no more now, though it would.
+    """
 
     sessions: int
     connected: int
     limit: int
+    overload: Overload = Overload.NONE
+
+    @property
+    def full(self) -> str | None:
+        """Why one that takes sessions has no room for one more: sessions, memory or cpu; None if it has."""
+        if self.sessions >= self.limit > 0:
+            return "sessions"
+        return self.overload.name.lower() if self.overload else None
 
 
 def create_board_fd() -> int:
@@ -75,7 +89,8 @@ class LoadBoard:
 
     def load(self, process: int) -> Load:
         """What a process told last; all 0 since it ended."""
-        return Load(*map(int, self._cells[_SESSIONS:_TOLD_AT, process]))
+        sessions, connected, limit, overload = map(int, self._cells[_SESSIONS:_TOLD_AT, process])
+        return Load(sessions, connected, limit, Overload(overload))
 
     def is_hung(self, process: int) -> bool:
         """Whether a process that runs has not told of itself for so long that it gets no sessions."""
@@ -99,11 +114,11 @@ class LoadBoard:
         return bool(self._are_serving().any())
 
     def best(self, tried: Collection[int] = ()) -> int | None:
-        """The process with the fewest sessions that takes one more, ours before its equals; None if there is none."""
+        """The process with the fewest sessions that has room for one more, ours before its equals; None if there is none."""
         serving = self._are_serving()
         count = len(serving)
         sessions, limits = self._cells[_SESSIONS, :count], self._cells[_LIMIT, :count]
-        serving &= sessions < limits
+        serving &= (sessions < limits) & (self._cells[_OVERLOAD, :count] == Overload.NONE)
         serving[list(tried)] = False
         if not serving.any():
             return None

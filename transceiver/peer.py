@@ -6,6 +6,7 @@ them.
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -52,6 +53,11 @@ def _audio_level_dbov(frame: AudioFrame) -> int:
 
 # Of aiortc's own sender: its own is pure Python and costs as much as the Opus encoder. Our sender writes no level.
 aiortc.rtp.compute_audio_level_dbov = _audio_level_dbov
+
+
+_OPUS_LINE = re.compile(r"a=rtpmap:(\d+) opus/48000/2\r\n")
+# https://www.rfc-editor.org/rfc/rfc7587#section-6.1: we use Opus' forward error correction
+_REDUNDANCY = "minptime=10;useinbandfec=1"
 
 
 class Voice(NamedTuple):
@@ -154,6 +160,14 @@ class RelayedPeerConnection(RTCPeerConnection):
 
     # what applications of aiortc call
 
+    async def createOffer(self) -> RTCSessionDescription:  # noqa: N802
+        """See the base class."""
+        offer = await super().createOffer()
+        if self._media.settings.path is MediaPath.DIRECT:
+            # Before an answer, codecs are aiortc's own, shared by all connections, and have no parameters.
+            offer.sdp = _OPUS_LINE.sub(rf"\g<0>a=fmtp:\1 {_REDUNDANCY}\r\n", offer.sdp)
+        return offer
+
     async def setRemoteDescription(self, sessionDescription: RTCSessionDescription) -> None:  # noqa: N802, N803
         """See the base class. Raises OfferError, a ValueError, if its sections cannot share one transport."""
         await self.apply(sessionDescription, check_description_untrusted(sessionDescription.sdp))
@@ -161,15 +175,16 @@ class RelayedPeerConnection(RTCPeerConnection):
     async def apply(self, description: RTCSessionDescription, described: Described) -> None:
         """As ``setRemoteDescription``, for a description that was checked. Another ICE ufrag restarts ICE."""
         known = self.agent.credential.client_ufrag
-        if not known:
+        if not known and self.signalingState != "closed":
             self._expected_at = self._hub.clock()
             self._hub.expect(self, described.client_ufrag)
-        elif known != described.client_ufrag:
-            self._hub.restart_ice(self, described.client_ufrag)
         # aiortc would stop the one transport when the offer's first section is not our first.
-        for transceiver in self.getTransceivers():
-            transceiver._bundled = True
+        for section in (*self.getTransceivers(), self.sctp):
+            if section is not None:
+                section._bundled = True
         await super().setRemoteDescription(description)
+        if known and known != described.client_ufrag:
+            self._hub.restart_ice(self, described.client_ufrag)
         if description.type == "offer":
             for transceiver in self.getTransceivers():
                 _ask_for_redundancy(transceiver)

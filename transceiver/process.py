@@ -6,6 +6,7 @@ last one that it has.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 from aiohttp import web
@@ -26,8 +28,10 @@ from transceiver.backend.echo import EchoBackend
 from transceiver.config import EchoMode
 from transceiver.hub import Hub, HubSettings
 from transceiver.load_board import LoadBoard
-from transceiver.media.settings import SPEECH
+from transceiver.media.opus import OpusError, opus_version
+from transceiver.media.settings import SPEECH, MediaPath
 from transceiver.mux import Mux
+from transceiver.overload import Limits
 from transceiver.sessions import Sessions, SessionSettings
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.app import Signaling, SignalingSettings
@@ -38,8 +42,10 @@ try:
     import uvloop
 except ImportError:  # it is not made for every platform
     _new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    _EVENT_LOOP = "asyncio"
 else:
     _new_event_loop = uvloop.new_event_loop
+    _EVENT_LOOP = f"uvloop {version('uvloop')}"
 
 logger = logging.getLogger("transceiver.process")
 
@@ -68,7 +74,11 @@ class TransceiverProcess:
             self._mux,
         )
         self._sessions = Sessions(
-            SessionSettings(internal_http=settings.internal_http, max_sessions=settings.max_sessions),
+            SessionSettings(
+                internal_http=settings.internal_http,
+                max_sessions=settings.max_sessions,
+                limits=Limits(memory_bytes=settings.max_memory_bytes, cpu=settings.max_cpu),
+            ),
             self._hub,
             self._mux,
             lambda: EchoBackend(transcode=settings.echo is EchoMode.TRANSCODE),
@@ -103,6 +113,9 @@ class TransceiverProcess:
             self._signaling.internal_app(), self._settings.internal_http_fd, None
         )
         serving = asyncio.create_task(self._serve_supervisor(channel, public))
+        # What is here now stays: collections look through what calls leave behind only, so they are short, and come sooner.
+        gc.collect()
+        gc.freeze()
         channel.send_event("ready")
         await self._ending.wait()
         self._sessions.draining = True
@@ -133,9 +146,14 @@ class TransceiverProcess:
             case "ping":
                 return "pong"
             case "status":
-                return self._sessions.describe()
+                return self._sessions.describe() | self._describe_media()
             case "sessions":
                 return self._sessions.describe_sessions()
+            case "session_ids":
+                return [session_id.hex() for session_id in self._sessions.ids]
+            case "kick":
+                wanted = [bytes.fromhex(session_id) for session_id in params["sessions"]]
+                return [one.hex() for one in await self._sessions.kick(wanted, str(params["why"]))]
             case "end_sessions":
                 await self._sessions.close_all(str(params["reason"]))
                 return None
@@ -143,8 +161,21 @@ class TransceiverProcess:
 
     def receive_event(self, message: Message) -> None:
         """What the supervisor tells."""
-        if message["event"] == "elsewhere":
-            self._elsewhere.update([Transceiver.from_message(entry) for entry in message["transceivers"]])
+        match message["event"]:
+            case "elsewhere":
+                self._elsewhere.update([Transceiver.from_message(entry) for entry in message["transceivers"]])
+            case "max_memory":
+                gauge = self._sessions.gauge
+                gauge.limits = replace(gauge.limits, memory_bytes=int(message["bytes"]))
+
+    def _describe_media(self) -> dict[str, Any]:
+        """What carries the audio; ``opus`` is of our own path."""
+        path = self._settings.media
+        return {
+            "media": path.value,
+            "opus": _opus() if path is MediaPath.DIRECT else None,
+            "event_loop": _EVENT_LOOP,
+        }
 
     async def _serve_http(self, app: web.Application, fd: int, tls: ssl.SSLContext | None) -> web.AppRunner:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -153,6 +184,13 @@ class TransceiverProcess:
         await web.SockSite(runner, listener, ssl_context=tls, backlog=_ACCEPT_BATCH).start()
         listener.listen(_LISTEN_BACKLOG)
         return runner
+
+
+def _opus() -> str:
+    try:
+        return opus_version()
+    except OpusError as error:  # calls in G.711 and G.722 work without
+        return str(error)
 
 
 def _tls_context(settings: TransceiverSettings) -> ssl.SSLContext | None:

@@ -15,9 +15,11 @@ from host.process import Process, ProcessSpec, ProcessState
 from host.registry import ProcessRegistry
 from host.sockets import bind_tcp, bound_address
 from host.supervisor import AdminMethod, ProcessGroup
-from transceiver.changes import Changes
+from transceiver.changes import GOODBYE_TIMEOUT_S, Changes
 from transceiver.config import TransceiverConfig
 from transceiver.load_board import LoadBoard, create_board_fd
+from transceiver.overload import MEBIBYTE, default_memory_bytes, find_memory_bytes
+from transceiver.session_names import find_sessions
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.elsewhere import Transceiver, usable
 from transceiver.slots import SlotMaker, TransceiverSlot, Wanted
@@ -63,6 +65,7 @@ class TransceiverService:
         self._fleet = fleet
         self._elsewhere: list[Transceiver] = []
         self._telling: set[asyncio.Task[None]] = set()
+        self._registry = registry
         left_behind = {entry.pid for entry in registry.left_behind if entry.module == _MODULE}
         self._maker = SlotMaker(config, left_behind)
         self._load_fd = create_board_fd()
@@ -122,22 +125,13 @@ class TransceiverService:
             await asyncio.sleep(_DRAIN_POLL_S)
 
     def methods(self, processes: ProcessGroup) -> dict[str, AdminMethod]:
-        """``sessions``, ``transceivers``, and the verbs that change them."""
+        """``sessions``, ``kick``, ``transceivers`` with their ``status``, and the verbs that change them."""
         changes = self._changes = Changes(
             self._slots, processes, self._board, self._http, self._maker, self._spec, self._drain_s
         )
         if self._fleet is not None:
             self._fleet.announce(partial(self._presence, processes))
             self._fleet.on_leases(partial(self._follow_others, processes, self._fleet.machine))
-
-        async def sessions() -> list[dict[str, Any]]:
-            pairs = list(self._pairs(processes))
-            answers = await asyncio.gather(*(self._ask(*pair, "sessions") for pair in pairs))
-            return [
-                {"transceiver": slot.name, **session}
-                for (slot, _), answer in zip(pairs, answers, strict=True)
-                for session in answer or []
-            ]
 
         async def transceivers() -> list[dict[str, Any]]:
             return [
@@ -160,16 +154,80 @@ class TransceiverService:
 
         async def scale(count: int, drain_s: float | None = None) -> dict[str, Any]:
             before = await changes.scale(count, drain_s)
+            await self._tell_all(processes, "max_memory", bytes=self._max_memory_bytes())
             return {"before": before, "transceivers": await transceivers()}
 
         return {
-            "sessions": sessions,
+            **self._session_methods(processes, changes),
             "transceivers": transceivers,
             "transceivers_drain": drain,
             "transceivers_stop": stop,
             "transceivers_start": start,
             "transceivers_scale": scale,
         }
+
+    def _session_methods(self, processes: ProcessGroup, changes: Changes) -> dict[str, AdminMethod]:
+        async def ask(names: Sequence[str], method: str) -> list[tuple[TransceiverSlot, Process, Any]]:
+            """The answer of each; of all, if none is named."""
+            slots = changes.find(names) if names else list(self._slots.values())
+            pairs = [(slot, process) for slot, process in self._pairs(processes) if slot in slots]
+            answers = await asyncio.gather(*(self._ask(*pair, method) for pair in pairs))
+            return [(*pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
+
+        async def sessions(names: Sequence[str] = ()) -> list[dict[str, Any]]:
+            return [
+                {"transceiver": slot.name, **session}
+                for slot, _, answer in await ask(names, "sessions")
+                for session in answer or []
+            ]
+
+        async def status(names: Sequence[str] = ()) -> list[dict[str, Any]]:
+            return [
+                {
+                    "name": slot.name,
+                    "pid": process.pid,
+                    "uptime_s": process.uptime_s,
+                    **(answer or {}),
+                    **self._describe(slot, process),
+                    "restarts": process.restarts,
+                    "last_exit": process.last_exit,
+                }
+                for slot, process, answer in await ask(names, "status")
+            ]
+
+        async def kick(sessions: Sequence[str], why: str = "") -> list[dict[str, Any]]:
+            answers = await ask((), "session_ids")
+            owners = {
+                session_id: (slot, process) for slot, process, ids in answers for session_id in ids or []
+            }
+            silent = [slot.name for slot, process, ids in answers if ids is None and process.pid is not None]
+            found = find_sessions(list(owners), sessions, self._out_of_reach(silent))
+            ended = await asyncio.gather(
+                *(
+                    self._kick(process, [one for one in found if owners[one][1] is process], why)
+                    for process in {owners[session_id][1] for session_id in found}
+                )
+            )
+            kicked = {session_id for ids in ended for session_id in ids}
+            return [
+                {"session": one, "transceiver": owners[one][0].name, "kicked": one in kicked} for one in found
+            ]
+
+        return {"sessions": sessions, "kick": kick, "transceivers_status": status}
+
+    async def _kick(self, process: Process, session_ids: list[str], why: str) -> list[str]:
+        """Those that it had. Raises ChannelError if it does not answer."""
+        return list(await process.request("kick", timeout_s=GOODBYE_TIMEOUT_S, sessions=session_ids, why=why))
+
+    def _out_of_reach(self, silent: Sequence[str]) -> str:
+        """Whose sessions we cannot know of, as the end of an error."""
+        left_behind = [
+            f"{entry.name} (pid {entry.pid}) of an earlier start"
+            for entry in self._registry.left_behind
+            if entry.module == _MODULE and entry.is_alive
+        ]
+        names = ", ".join([*silent, *left_behind])
+        return f"; those of {names} are out of reach" if names else ""
 
     def close(self) -> None:
         """Close every socket."""
@@ -198,6 +256,7 @@ class TransceiverService:
             "sessions": load.sessions,
             "connected": load.connected,
             "max_sessions": self._config.max_sessions,
+            "full": load.full,
             "deadline_s": left_s if load.sessions else None,
         }
 
@@ -220,7 +279,7 @@ class TransceiverService:
 
     async def _presence(self, processes: ProcessGroup) -> dict[str, Any]:
         """What the other hosts hear of ours."""
-        fields = ("address", "state", "sessions", "connected", "max_sessions")
+        fields = ("address", "state", "sessions", "connected", "max_sessions", "full")
         described = [(slot, self._describe(slot, process)) for slot, process in self._pairs(processes)]
         return {
             "transceivers": [
@@ -239,10 +298,12 @@ class TransceiverService:
         if elsewhere == self._elsewhere:
             return
         self._elsewhere = elsewhere
-        for process in processes:
-            task = asyncio.create_task(process.send(**self._elsewhere_event()))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+        task = asyncio.create_task(self._tell_all(processes, **self._elsewhere_event()))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell_all(self, processes: ProcessGroup, event: str, **fields: Any) -> None:
+        await asyncio.gather(*(process.send(event, **fields) for process in processes))
 
     async def _tell_elsewhere(self, channel: Channel) -> None:
         channel.send_event(**self._elsewhere_event())
@@ -261,6 +322,12 @@ class TransceiverService:
             on_exit=partial(self._board.close_process, slot.index),
         )
 
+    def _max_memory_bytes(self) -> int:
+        if self._config.max_memory_mb:
+            return self._config.max_memory_mb * MEBIBYTE
+        count = sum(slot.wanted is not Wanted.REMOVED for slot in self._slots.values())
+        return default_memory_bytes(find_memory_bytes(), max(1, count))
+
     def _settings(self, slot: TransceiverSlot) -> TransceiverSettings:
         return TransceiverSettings(
             keys=self._keys,
@@ -269,6 +336,8 @@ class TransceiverService:
             vips=self._vips,
             relay_networks=self._config.relay_networks,
             max_sessions=self._config.max_sessions,
+            max_memory_bytes=self._max_memory_bytes(),
+            max_cpu=self._config.max_cpu,
             media=self._config.media,
             echo=self._config.echo,
             opus_complexity=self._config.opus_complexity,

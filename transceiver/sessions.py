@@ -4,16 +4,18 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from transceiver.backend import BackendFactory
 from transceiver.hub import Hub
 from transceiver.ice import Credential
 from transceiver.load_board import PUBLISH_INTERVAL_S, Load
+from transceiver.memory import WORTH_IT, return_memory
 from transceiver.mux import Mux
 from transceiver.offer import OfferError, check_offer_untrusted
+from transceiver.overload import Gauge, Limits, Overload, Usage, read_usage
 from transceiver.session import Session
 from wire.address import Address
 from wire.session_token import SESSION_ID_BYTES, SessionToken
@@ -31,10 +33,11 @@ class NoSuchSessionError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSettings:
-    """internal_http: where other processes pass signaling on to. max_sessions: over it new ones are refused."""
+    """internal_http: where other processes pass signaling on to. max_sessions, limits: over them new ones are refused."""
 
     internal_http: Address
     max_sessions: int
+    limits: Limits = field(default_factory=Limits)
 
 
 class Sessions:
@@ -48,11 +51,18 @@ class Sessions:
         make_backend: BackendFactory,
         publish: Callable[[Load], None] = lambda load: None,
         is_admitted: Callable[[], bool] = lambda: True,
+        read_usage: Callable[[], Usage] = read_usage,
     ) -> None:
-        """``publish`` tells the other processes of our load; ``is_admitted`` asks whether new sessions are wanted."""
+        """``publish`` tells the other processes of our load; ``is_admitted`` asks whether new sessions are wanted.
+
+        ``read_usage`` looks at this process.
+        """
         self.settings = settings
         self.hub = hub
+        self.gauge = Gauge(settings.limits)
         self.ended: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self._read_usage = read_usage
         self._draining = False
         self._mux = mux
         self._make_backend = make_backend
@@ -60,6 +70,7 @@ class Sessions:
         self._is_admitted = is_admitted
         self._sessions: dict[bytes, Session] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._left_behind = 0  # sessions since memory was returned
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -74,10 +85,25 @@ class Sessions:
         self._draining = draining
         self.publish_load()
 
-    def publish_load(self) -> None:
-        """Tell the other processes how many sessions we have and take, and that we live."""
+    @property
+    def load(self) -> Load:
+        """What the other processes are told."""
         limit = 0 if self._draining else self.settings.max_sessions
-        self._publish(Load(len(self._sessions), self._count_connected(), limit))
+        return Load(len(self._sessions), self._count_connected(), limit, self.gauge.overload)
+
+    def publish_load(self) -> None:
+        """Look at what this process uses; tell the others how many sessions we have and take, and that we live."""
+        before, load = self.gauge.overload, self.load
+        self.gauge.update(self._read_usage(), load.sessions - load.connected, self.hub.clock())
+        if self.gauge.overload and not before:
+            logger.warning("no new sessions: %s", self.gauge)
+        elif before and not self.gauge.overload:
+            logger.info("new sessions again: %s", self.gauge)
+        self._publish(load._replace(overload=self.gauge.overload))
+
+    def note_refused(self) -> None:
+        """A client was sent away (503), as neither we nor others took its call; counted by what kept us from it."""
+        self.refused["draining" if self.draining else self.load.full or "others"] += 1
 
     async def keep_publishing(self) -> None:
         """Tell it also while nothing changes; runs until cancelled."""
@@ -91,6 +117,9 @@ class Sessions:
             raise SessionsFullError("this transceiver is draining")
         if len(self._sessions) >= self.settings.max_sessions:
             raise SessionsFullError(f"this transceiver has its {self.settings.max_sessions} sessions")
+        if self.gauge.overload:
+            lacking = "memory" if self.gauge.overload is Overload.MEMORY else "CPU time"
+            raise SessionsFullError(f"this transceiver has no {lacking} for another session")
         described = check_offer_untrusted(offer)
         session = Session(
             secrets.token_bytes(SESSION_ID_BYTES), self.hub, self._make_backend(), self._end, described.mid
@@ -126,6 +155,14 @@ class Sessions:
         if closing is not None:
             await asyncio.wait({closing})
 
+    async def kick(self, session_ids: Sequence[bytes], why: str) -> list[bytes]:
+        """End those by an operator's word, for which ``why`` goes to the log; returns those that there were."""
+        kicked = [self._sessions[session_id] for session_id in session_ids if session_id in self._sessions]
+        closing = [task for session in kicked if (task := self._end(session, "kicked", why)) is not None]
+        if closing:
+            await asyncio.wait(closing)
+        return [session.session_id for session in kicked]
+
     async def close_all(self, reason: str) -> None:
         """End every session."""
         for session in list(self._sessions.values()):
@@ -140,9 +177,20 @@ class Sessions:
             "sessions": len(self._sessions),
             "connected": self._count_connected(),
             "max_sessions": self.settings.max_sessions,
+            "full": self.load.full,
+            "rss_bytes": self.gauge.rss_bytes,
+            "max_memory_bytes": self.gauge.limits.memory_bytes,
+            "cpu": round(self.gauge.cpu, 4),
+            "max_cpu": self.gauge.limits.cpu,
             "ended": dict(self.ended),
+            "refused": dict(self.refused),
             "datagrams": dict(self._mux.counters),
         }
+
+    @property
+    def ids(self) -> list[bytes]:
+        """Of all sessions."""
+        return list(self._sessions)
 
     def describe_sessions(self) -> list[dict[str, Any]]:
         """One entry a session."""
@@ -151,13 +199,15 @@ class Sessions:
     def _count_connected(self) -> int:
         return sum(session.is_connected for session in self._sessions.values())
 
-    def _end(self, session: Session, reason: str) -> asyncio.Task[None] | None:
+    def _end(self, session: Session, reason: str, why: str = "") -> asyncio.Task[None] | None:
         if self._sessions.pop(session.session_id, None) is None:
             return None
         self.hub.disconnect(session.peer)
         self.publish_load()
         self.ended[reason] += 1
-        logger.info("session %s ended: %s", session.session_id.hex(), reason)
+        # Somebody's own words are quoted: they must not look like a line of ours.
+        told = f"{reason} ({why!r})" if why else reason
+        logger.info("session %s ended: %s", session.session_id.hex(), told)
         task = asyncio.create_task(session.close())
         self._closing.add(task)
         task.add_done_callback(self._closed)
@@ -165,5 +215,10 @@ class Sessions:
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)
+        self._left_behind += 1
+        if not self._sessions and not self._closing and self._left_behind >= WORTH_IT:
+            # Nobody is in a call whom the pause would hurt.
+            self._left_behind = 0
+            return_memory()
         if not task.cancelled() and task.exception() is not None:
             logger.error("a session did not close cleanly", exc_info=task.exception())

@@ -23,6 +23,8 @@ class TransceiverSettings:
     vips: tuple[Address, ...]
     relay_networks: tuple[IPv4Network | IPv6Network, ...]
     max_sessions: int
+    max_memory_bytes: int
+    max_cpu: float
     media: MediaPath
     echo: EchoMode
     opus_complexity: int

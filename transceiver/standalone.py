@@ -50,22 +50,31 @@ def open_standalone(
     )
     vips = fleet.take_addresses("vip", []) or relay.take_addresses("listen", loopback_vips())
     address = ours.take_address("listen", "127.0.0.1:0")._replace(port=0)
+    cluster_id = fleet.take_int("cluster_id", 1, low=0, high=65_535)
+    relay_networks = ours.take_networks("relay_networks", LOOPBACK_NETWORKS)
     if listen is not None:
-        try:
-            address = Address.parse(listen)
-        except ValueError as error:
-            raise ConfigError("listen", str(error)) from None
+        address = _parse_listen(listen)
     keys_file = fleet.take_path("keys_file", None)
     if keys_file is None:
         keys_file = StateDir(Path(state_dir) if state_dir is not None else default_state_dir()).keys_file
     keys = load_keys(keys_file)
-    sock = bind_udp("listen", address)
+    sock = bind_udp("transceiver.listen" if listen is None else "listen", address)
     take_without_checksum(sock)
     return Standalone(
         sock=sock,
         address=bound_address(sock),
         vips=one_a_family(vips),
-        cluster_id=fleet.take_int("cluster_id", 1, low=0, high=65_535),
+        cluster_id=cluster_id,
         keys=keys,
-        relay_networks=ours.take_networks("relay_networks", LOOPBACK_NETWORKS),
+        relay_networks=relay_networks,
     )
+
+
+def _parse_listen(listen: str) -> Address:
+    try:
+        address = Address.parse(listen)
+    except ValueError as error:
+        raise ConfigError("listen", str(error)) from None
+    if address.ip.is_unspecified:
+        raise ConfigError("listen", f"{listen} is a wildcard; name the address, as relays send to it")
+    return address

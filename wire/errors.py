@@ -18,6 +18,7 @@ class WireFault(StrEnum):
     RECORD_FORGED = "record_forged"
     RTP_MALFORMED = "rtp_malformed"
     RTCP_MALFORMED = "rtcp_malformed"
+    SCTP_MALFORMED = "sctp_malformed"
 
 
 class WireError(ValueError):

@@ -36,6 +36,7 @@ vip = ["{vip}"]
 [transceiver]
 listen = "{listen}"
 relay_networks = [{relays}]
+max_cpu = 1000.0
 """
 _END_S = 10.0
 

@@ -268,6 +268,21 @@ async def test_rebind_gives_every_client_another_port_and_closes_the_old() -> No
         assert numbers_of(made.echoed) == [0, 1]
 
 
+async def test_gap_in_media_is_measured_also_while_it_lasts() -> None:
+    async with ends() as made:
+        made.send(0, 1)
+        await made.settled(2)
+        assert made.path.media_gap_s(Direction.DOWN) < 0.5
+        await asyncio.sleep(0.5)
+        assert made.path.media_gap_s(Direction.UP) >= 0.5
+        made.send(2)
+        await made.settled(3)
+        made.client.sendto(b"\x00\x01", sockaddr(made.path.listen))
+        assert made.path.media_gap_s(Direction.DOWN) >= 0.5
+        made.path.forget_gaps()
+        assert made.path.media_gap_s(Direction.DOWN) < 0.5
+
+
 async def test_stranger_reaches_no_client() -> None:
     async with ends() as made:
         made.send(0)

@@ -2,7 +2,7 @@
 
 The job is a line on standard input, ``{"url": …, "count": …}``; ``{"up": seconds}`` is said once all calls are up. Then each
 line is a question: ``look`` is answered with what every call saw, ``mark`` likewise, and pings are counted anew; ``call`` with
-what one more call saw, that ends again.
+what one more call saw, that ends again; ``restart`` once ICE was restarted on every call at once.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from typing import Any
 
 from cli.call import EchoCall
 from host.errors import OperatorError
+from tests.e2e.ice_restart import restart_ice
 
 # 20 at once are a burst of key exchanges; they take about 2 s of a core.
 _SETUP_TIMEOUT_S = 40.0
@@ -55,6 +56,10 @@ class LiveCalls:
     def mark(self) -> list[Seen]:
         """Every call; the longest ping is from now on."""
         return [Seen(**seen) for seen in self._ask("mark")]
+
+    def restart_ice(self) -> None:
+        """On every call, all at once."""
+        self._ask("restart")
 
     def one_more(self) -> dict[str, float]:
         """A new call, up and ended again: its phases in ms."""
@@ -109,6 +114,9 @@ async def _run() -> None:
                     if line == "mark":
                         marks = [seen.answered for seen in looks]
                     _say({"answer": [asdict(seen) for seen in looks]})
+                elif line == "restart":
+                    await asyncio.gather(*map(restart_ice, calls))
+                    _say({"answer": len(calls)})
                 else:
                     async with EchoCall(job["url"], setup_timeout_s=_NEWCOMER_TIMEOUT_S) as newcomer:
                         _say({"answer": (await newcomer.report()).phases_ms})

@@ -164,6 +164,20 @@ def test_template_tells_every_key_and_no_other(state_dir: StateDir) -> None:
         pytest.param(
             "[transceiver]\nrequests_per_s = inf", "transceiver.requests_per_s", "", id="rate is endless"
         ),
+        pytest.param("[transceiver]\nmax_cpu = 0", "transceiver.max_cpu", "above 0", id="no CPU time"),
+        pytest.param(
+            "[transceiver]\nmax_cpu = nan", "transceiver.max_cpu", "above 0", id="share is no number"
+        ),
+        pytest.param("[transceiver]\nmax_cpu = inf", "transceiver.max_cpu", "", id="share is endless"),
+        pytest.param(
+            "[transceiver]\nmax_memory_mb = -1", "transceiver.max_memory_mb", "0 to", id="negative memory"
+        ),
+        pytest.param(
+            "[transceiver]\nmax_memory_mb = 0.5",
+            "transceiver.max_memory_mb",
+            "a whole number",
+            id="half a MiB",
+        ),
         pytest.param(
             "[transceiver]\norigins = ['app.example.org']",
             "transceiver.origins",

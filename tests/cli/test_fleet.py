@@ -12,7 +12,7 @@ import redis as redis_py
 from cli.main import EXIT_FAILED, EXIT_USAGE
 from host.keystore import load_keys
 from tests.cli.relayctl import Relayctl
-from tests.cli.transceiver_host import TransceiverHost
+from tests.cli.transceiver_host import Row, TransceiverHost
 from tests.host.deadline import wait_until
 from tests.redis.server import RedisServer, redis_server
 from tests.transceiver.whip import FRAGMENT, TRICKLE
@@ -32,13 +32,15 @@ listen = "{host}:0"
 """
 
 
-def host_on(address: str, directory: Path, url: str, keys: Path | None = None) -> TransceiverHost:
-    """A started relayctl whose every socket is on that loopback address."""
+def host_on(
+    address: str, directory: Path, url: str, keys: Path | None = None, more: str = ""
+) -> TransceiverHost:
+    """A started relayctl whose every socket is on that loopback address; ``more`` is of its [transceiver]."""
     relayctl = Relayctl(directory / f"state-{address}")
     relayctl.listen = relayctl.listen.replace("127.0.0.1", address)
     relayctl.http = relayctl.http.replace("127.0.0.1", address)
     config = directory / f"{address}.toml"
-    config.write_text(_CONFIG.format(url=url, host=address))
+    config.write_text(_CONFIG.format(url=url, host=address) + more)
     if keys is not None:
         relayctl.state_dir.mkdir(mode=0o700)
         shutil.copy2(keys, relayctl.state_dir / "keys.json")
@@ -132,6 +134,45 @@ def test_other_host_takes_the_calls_of_one_that_drains(
         host.relayctl.run("transceivers", "start", "transceiver-0")
     assert first.offer()[0] == 201
     assert sessions_of(first) == 1
+
+
+def test_other_host_takes_the_calls_of_one_without_memory(
+    hosts: tuple[TransceiverHost, TransceiverHost], redis: RedisServer, tmp_path: Path
+) -> None:
+    keys = hosts[0].relayctl.state_dir / "keys.json"
+    full = host_on("127.0.0.3", tmp_path, redis.url, keys, "max_memory_mb = 1\n")
+    try:
+        await_others(full, *hosts, count=3)
+        before = sum(map(sessions_of, hosts))
+        answers = [full.offer() for _ in range(3)]
+        assert [status for status, _, _ in answers] == [201] * 3
+        assert (sessions_of(full), sum(map(sessions_of, hosts))) == (0, before + 3)
+        assert [full.hang_up(location) for _, location, _ in answers] == [200] * 3
+        [status] = full.relayctl.json("transceivers", "status")
+        assert (status["full"], status["refused"]) == ("memory", {})
+        told = [lease["full"] for lease in hosts[0].ask("fleet")["transceivers"] if not lease["here"]]
+        assert sorted(told, key=str) == [None, "memory"]
+        leases: list[Row] = []
+
+        def has_lease() -> bool:
+            leases.append(lease_of(full))
+            return bool(leases[-1])
+
+        wait_until(has_lease, "Redis has its lease")
+        assert leases[-1]["state"] == "ready"
+        assert 0 < leases[-1]["expires_s"] <= 2
+        wait_until(
+            lambda: "ready, told " in full.relayctl.run("transceivers", "status").stdout, "it is shown"
+        )
+    finally:
+        full.relayctl.clean_up()
+    await_others(*hosts)
+
+
+def lease_of(host: TransceiverHost) -> Row:
+    """What the fleet sees of its first transceiver; empty while that is nothing."""
+    [status] = host.relayctl.json("transceivers", "status")
+    return status["lease"] or {}
 
 
 def test_cache_is_shown(hosts: tuple[TransceiverHost, TransceiverHost], redis: RedisServer) -> None:

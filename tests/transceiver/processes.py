@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -21,6 +21,7 @@ from transceiver.hub import Hub, HubSettings
 from transceiver.load_board import LoadBoard, create_board_fd
 from transceiver.media.settings import SPEECH, AudioSettings
 from transceiver.mux import Mux
+from transceiver.overload import Limits
 from transceiver.sessions import Sessions, SessionSettings
 from transceiver.signaling.app import Signaling, SignalingSettings
 from transceiver.signaling.elsewhere import Elsewhere
@@ -69,8 +70,10 @@ async def serving(**options: Any) -> AsyncIterator[Process]:
 
 
 @asynccontextmanager
-async def serving_siblings(processes: int, **options: Any) -> AsyncIterator[list[Process]]:
-    """Processes of one host, which know each other's load."""
+async def serving_siblings(
+    processes: int, *, limits: Sequence[Limits] = (), **options: Any
+) -> AsyncIterator[list[Process]]:
+    """Processes of one host, which know each other's load; ``limits`` of each, none if it is empty."""
     listeners = [bind_tcp("internal", LOOPBACK) for _ in range(processes)]
     fd = create_board_fd()
     async with AsyncExitStack() as stack:
@@ -83,7 +86,12 @@ async def serving_siblings(processes: int, **options: Any) -> AsyncIterator[list
             stack.callback(board.close)
             supervisor.open(own, bound_address(listener).port)
             supervisor.admit(own, True)
-            served.append(await stack.enter_async_context(serving_on(board, supervisor, listener, **options)))
+            own_limits = limits[own] if limits else Limits()
+            served.append(
+                await stack.enter_async_context(
+                    serving_on(board, supervisor, listener, limits=own_limits, **options)
+                )
+            )
         yield served
 
 
@@ -99,6 +107,7 @@ async def serving_on(
     origins: tuple[str, ...] = (),
     request_burst: int = 10_000,
     max_sessions: int = 100,
+    limits: Limits = Limits(),  # noqa: B008  # immutable
     make_backend: BackendFactory = EchoBackend,
     audio: AudioSettings = SPEECH,
     clock: Callable[[], float] = time.monotonic,
@@ -114,7 +123,7 @@ async def serving_on(
     )
     hub = Hub(settings, keys, mux, clock)
     sessions = Sessions(
-        SessionSettings(internal_http=bound_address(listener), max_sessions=max_sessions),
+        SessionSettings(internal_http=bound_address(listener), max_sessions=max_sessions, limits=limits),
         hub,
         mux,
         make_backend,

@@ -1,4 +1,4 @@
-"""aiortc's private names that transceiver/peer.py relies on: a release that changes them fails here."""
+"""aiortc's private names that the transceiver relies on: a release that changes them fails here."""
 
 import ast
 import inspect
@@ -10,13 +10,18 @@ from pathlib import Path
 
 import aiortc
 import aiortc.rtcpeerconnection
+import aiortc.rtcrtpreceiver
 import aiortc.rtcrtpsender
+import aiortc.rtcrtptransceiver
 import aiortc.rtp
 import pytest
 from aioice import Candidate, Connection
 from aiortc import RTCCertificate, RTCConfiguration, RTCIceTransport, RTCPeerConnection, RTCSctpTransport
-from aiortc.rtcdtlstransport import RTCDtlsTransport
+from aiortc.codecs.base import Decoder, Encoder
+from aiortc.rtcdtlstransport import RTCDtlsTransport, State
 from aiortc.rtcicetransport import RTCIceGatherer
+from aiortc.rtcrtpreceiver import RTCRtpReceiver
+from aiortc.rtcrtpsender import RTCRtpSender
 
 from tests.transceiver.checks import CREDENTIAL, VIP, VIP_V6, Clock
 from tests.transceiver.standalone import Standalone, make_hub
@@ -24,6 +29,10 @@ from transceiver import peer
 from transceiver.connection import MuxGatherer
 from transceiver.dtls import MuxDtlsTransport
 from transceiver.ice import IceLiteAgent
+from transceiver.media import jitter_buffer
+from transceiver.media.receiver import VoiceReceiver
+from transceiver.media.sender import VoiceSender
+from transceiver.media.track import VoiceTrack
 from transceiver.peer import RelayedPeerConnection
 
 _ROOT = Path(__file__).parents[2]
@@ -43,12 +52,27 @@ def test_version_is_the_pinned_one(package: str) -> None:
         (RTCPeerConnection, "_RTCPeerConnection__updateIceGatheringState", ["self"]),
         (RTCPeerConnection, "_RTCPeerConnection__updateIceConnectionState", ["self"]),
         (RTCPeerConnection, "_RTCPeerConnection__updateConnectionState", ["self"]),
+        (
+            RTCPeerConnection,
+            "_RTCPeerConnection__createTransceiver",
+            ["self", "direction", "kind", "sender_track"],
+        ),
         (RTCDtlsTransport, "_handle_rtp_data", ["self", "data", "arrival_time_ms"]),
         (RTCDtlsTransport, "_handle_rtcp_data", ["self", "data"]),
         (RTCDtlsTransport, "_register_data_receiver", ["self", "receiver"]),
         (RTCDtlsTransport, "_unregister_data_receiver", ["self", "receiver"]),
         (RTCDtlsTransport, "_send_data", ["self", "data"]),
         (RTCDtlsTransport, "_recv_next", ["self"]),
+        (RTCDtlsTransport, "_setup_srtp", ["self"]),
+        (RTCDtlsTransport, "_get_stats", ["self"]),
+        (RTCDtlsTransport, "_register_rtp_receiver", ["self", "receiver", "parameters"]),
+        (RTCDtlsTransport, "_unregister_rtp_receiver", ["self", "receiver"]),
+        (RTCDtlsTransport, "_register_rtp_sender", ["self", "sender", "parameters"]),
+        (RTCDtlsTransport, "_unregister_rtp_sender", ["self", "sender"]),
+        (RTCRtpReceiver, "_handle_disconnect", ["self"]),
+        (RTCRtpReceiver, "_set_rtcp_ssrc", ["self", "ssrc"]),
+        (Decoder, "decode", ["self", "encoded_frame"]),
+        (Encoder, "encode", ["self", "frame", "force_keyframe"]),
         (RTCCertificate, "_create_ssl_context", ["self", "srtp_profiles"]),
         (RTCSctpTransport, "_handle_data", ["self", "data"]),
         (aiortc.rtp, "compute_audio_level_dbov", ["frame"]),
@@ -68,8 +92,72 @@ async def test_attributes_exist_on_a_connection() -> None:
     assert type(dtls) is RTCDtlsTransport
     assert dtls._data_receiver is None
     assert dtls._ssl is None
+    assert dtls._state is State.NEW
+    assert dtls._stats_id
+    assert attributes["_RTCPeerConnection__cname"]
     assert dtls.encrypted is False
-    assert [transceiver._bundled for transceiver in connection.getTransceivers()] == [False]
+    [transceiver] = connection.getTransceivers()
+    assert transceiver._bundled is False
+    assert transceiver._codecs == []
+    assert vars(transceiver)["_RTCRtpTransceiver__receiver"] is transceiver.receiver
+    assert vars(transceiver)["_RTCRtpTransceiver__sender"] is transceiver.sender
+    sender, receiver = vars(transceiver.sender), vars(transceiver.receiver)
+    assert {"_ssrc", "_stream_id", "_enabled", "_track_id"} <= sender.keys()
+    assert {"_track", "_enabled"} <= receiver.keys()
+    connection.createDataChannel("events")
+    assert connection.sctp is not None
+    assert connection.sctp._advertised_rwnd > 0
+    assert connection.sctp._bundled is False
+    await connection.close()
+
+
+def test_keys_of_srtp_are_where_they_are_taken_from() -> None:
+    source = inspect.getsource(RTCDtlsTransport._setup_srtp)
+    assert "self._rx_srtp = Session(rx_policy)" in source
+    assert "self._tx_srtp = Session(tx_policy)" in source
+    # The jitter buffer takes what is older for a new stream; and why no sequence number may be used twice.
+    assert f"rx_policy.window_size = {jitter_buffer._MAX_LATE}" in source
+    assert "tx_policy.allow_repeat_tx = True" in source
+    assert "self._setup_srtp()" in inspect.getsource(RTCDtlsTransport.start)
+
+
+async def test_our_receiver_and_sender_take_the_places_of_aiortcs() -> None:
+    connection = RelayedPeerConnection(hub=make_hub())
+    connection.addTransceiver("audio")
+    connection.addTransceiver("video")
+    voice, video = connection.getTransceivers()
+    assert (type(voice.receiver), type(voice.sender)) == (VoiceReceiver, VoiceSender)
+    assert (type(video.receiver), type(video.sender)) == (RTCRtpReceiver, RTCRtpSender)
+    await connection.close()
+
+
+async def test_our_receiver_and_sender_have_every_name_that_aiortc_uses() -> None:
+    connection = RelayedPeerConnection(hub=make_hub())
+    connection.addTransceiver("audio")
+    [transceiver] = connection.getTransceivers()
+    for mine, name in ((transceiver.receiver, "receiver"), (transceiver.sender, "sender")):
+        used = _names_used(aiortc.rtcpeerconnection, f".{name}") | _names_used(
+            aiortc.rtcrtptransceiver, f"__{name}"
+        )
+        assert {"setTransport", "stop", "_enabled"} <= used
+        assert {other for other in used if not hasattr(mine, other)} == set()
+    # What the base classes begin with tasks of their own is overridden, all of it.
+    for ours, methods in (
+        (VoiceReceiver, {"receive", "stop", "getStats", "getSynchronizationSources", "_handle_disconnect"}),
+        (VoiceSender, {"send", "stop", "getStats", "replaceTrack"}),
+    ):
+        assert methods <= vars(ours).keys()
+    await connection.close()
+
+
+async def test_track_that_aiortc_makes_gives_its_name_to_ours() -> None:
+    assert "transceiver.receiver._track = RemoteStreamTrack(" in inspect.getsource(aiortc.rtcpeerconnection)
+    connection = RelayedPeerConnection(hub=make_hub())
+    connection.addTransceiver("audio")
+    [receiver] = connection.getReceivers()
+    receiver._track = aiortc.rtcrtpreceiver.RemoteStreamTrack("audio", "its-id")
+    assert (type(receiver.track), receiver.track.id) == (VoiceTrack, "its-id")
+    assert receiver._track is receiver.track
     await connection.close()
 
 

@@ -52,6 +52,13 @@ def test_lease_that_cannot_take_a_session_is_left_out(changes: dict[str, Any]) -
     assert usable([{key: value for key, value in LEASE.items() if key not in changes}], HERE) == []
 
 
+@pytest.mark.parametrize("full", ["sessions", "memory", "cpu"])
+def test_full_one_is_left_out_though_it_has_few_sessions(full: str) -> None:
+    assert usable([lease(full=full), lease(full=None, internal_http="10.0.1.8:4000")], HERE) == [
+        Transceiver(Address.parse("10.0.1.8:4000"), 3, 10)
+    ]
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -8,6 +8,7 @@ import pytest
 
 from tests.transceiver.checks import Clock
 from transceiver.load_board import HUNG_AFTER_S, MAX_PROCESSES, Load, LoadBoard, create_board_fd
+from transceiver.overload import Overload
 
 OWN = 1
 
@@ -61,6 +62,36 @@ def test_least_loaded_process_is_chosen(
     for process, count in zip(boards.processes, sessions, strict=True):
         process.publish(Load(count, 0, 10))
     assert boards.own.best(tried) == best
+
+
+@pytest.mark.parametrize("overload", [Overload.MEMORY, Overload.CPU])
+def test_process_that_is_overloaded_is_not_chosen_and_is_no_draining_one(
+    boards: Boards, overload: Overload
+) -> None:
+    boards.processes[2].publish(Load(0, 0, 10, overload))
+    assert boards.own.best() == OWN
+    for process in boards.processes:
+        process.publish(Load(0, 0, 10, overload))
+    assert (boards.own.best(), boards.own.takes_sessions) == (None, True)
+    boards.processes[2].publish(Load(3, 3, 10))
+    assert boards.own.best() == 2
+
+
+@pytest.mark.parametrize(
+    ("load", "full"),
+    [
+        (Load(9, 0, 10), None),
+        (Load(10, 0, 10), "sessions"),
+        (Load(11, 0, 10, Overload.CPU), "sessions"),
+        (Load(9, 0, 10, Overload.MEMORY), "memory"),
+        (Load(9, 0, 10, Overload.CPU), "cpu"),
+        (Load(9, 0, 0), None),
+    ],
+)
+def test_why_a_process_is_full(boards: Boards, load: Load, full: str | None) -> None:
+    boards.own.publish(load)
+    assert boards.supervisor.load(OWN) == load
+    assert boards.supervisor.load(OWN).full == full
 
 
 def test_offers_on_their_way_count(boards: Boards) -> None:
@@ -128,9 +159,9 @@ def test_crash_while_draining_changes_nothing(boards: Boards) -> None:
 
 
 def test_supervisor_sees_what_processes_tell(boards: Boards) -> None:
-    assert boards.supervisor.load(0) == (3, 2, 10)
+    assert boards.supervisor.load(0) == (3, 2, 10, 0)
     boards.supervisor.close_process(0)
-    assert boards.supervisor.load(0) == (0, 0, 0)
+    assert boards.supervisor.load(0) == (0, 0, 0, 0)
     assert not boards.supervisor.is_hung(0)
 
 

@@ -54,6 +54,8 @@ class RunningTransceiver:
             vips=(VIP,),
             relay_networks=(ip_network("127.0.0.0/8"),),
             max_sessions=10,
+            max_memory_bytes=1 << 40,
+            max_cpu=1000.0,
             media=MediaPath.DIRECT,
             echo=EchoMode.PASSTHROUGH,
             opus_complexity=5,

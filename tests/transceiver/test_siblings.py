@@ -22,6 +22,7 @@ from tests.transceiver.whip import (
     raw,
     values,
 )
+from transceiver import load_board
 from transceiver.offer import MAX_SDP_BYTES
 from transceiver.signaling import resources
 from transceiver.signaling.elsewhere import Transceiver
@@ -261,7 +262,7 @@ async def test_full_processes_answer_503() -> None:
 def hang(process: Process) -> None:
     """As SIGSTOP for long: nothing is told any more. Its listener goes on, so that an offer to it would be seen."""
     process.publishing.cancel()
-    process.board._cells[5, process.board.own] -= 2000
+    process.board._cells[load_board._TOLD_AT, process.board.own] -= 2000
 
 
 async def test_process_that_hangs_gets_no_offer() -> None:

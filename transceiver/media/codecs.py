@@ -39,7 +39,7 @@ class Encoder(Protocol):
     """PCM16 of 20 ms in, a packet out."""
 
     def encode(self, pcm: bytes) -> bytes:
-        """One packet."""
+        """One packet; empty while a resampler still fills."""
         ...
 
     def expect_loss(self, percent: int) -> None:
@@ -121,6 +121,11 @@ def rtp_clock_rate(codec: RTCRtpCodecParameters) -> int:
 def samples_per_packet(codec: RTCRtpCodecParameters) -> int:
     """What 20 ms are on its RTP clock."""
     return rtp_clock_rate(codec) // _FRAMES_PER_S
+
+
+def samples_of_payload(codec: RTCRtpCodecParameters, payload: bytes) -> int:
+    """How long a payload lasts on the codec's RTP clock; 0 if it is none."""
+    return samples_of_untrusted(payload) if codec.name.lower() == "opus" else len(payload)
 
 
 def pcm_of(frame: AudioFrame) -> bytes:

@@ -9,8 +9,9 @@ encoder wants them as soon as possible, and in order. Rules:
 4. When nothing comes at all, we do not know whether packets are lost or only held up. After 200 ms (60 ms, if the sender
    had announced a pause by DTX) frames are made up at the pace of time, so that a listener hears the silence.
 5. What was made up counts as time that has passed: of packets lost meanwhile only the rest is made up, of packets that
-   were held up none is dropped.
-6. A jump by more than a second in sequence numbers, or of more than 10 s in timestamps, is a new beginning.
+   were held up none is dropped. Where timestamps tell of more time than that, the sender paused, and so does what is heard.
+6. A jump ahead by more than a second in sequence numbers is a new beginning, and so is one back by more than SRTP lets
+   through; a jump of more than 10 s in timestamps is no time that has passed.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ _WAIT_GROWTH, _WAIT_DECAY = 1.25, 0.95
 _STALL_S, _PAUSE_S = 0.2, 0.06
 _DTX_BYTES = 2  # a packet of DTX is the TOC byte, perhaps with one more (RFC 6716 section 2.1.9)
 _MAX_JUMP = 50
+# libsrtp's replay window, as aiortc sets it: what is older does not come here, and what is younger is late. After a change
+# of paths, what was under way on the old one may be seconds late.
+_MAX_LATE = 1024
 _MAX_PAUSE_S = 10.0
 # Of one gap: beyond it, concealment has faded and the time is lost.
 _MAX_MADE_UP = 10
@@ -46,6 +50,7 @@ class _Held(NamedTuple):
     timestamp: int
     samples: int
     payload: bytes
+    arrived_at: float
 
 
 @dataclass(slots=True)
@@ -66,10 +71,11 @@ class JitterBuffer:
         self.counts = counts or JitterCounts()
         self._clock_rate = clock_rate
         self._next: int | None = None  # sequence number, counted on over its 16 bits
+        self._first = 0
         self._timestamp = 0  # of the frame that is heard next
         self._samples = clock_rate // 50
         self._held: dict[int, _Held] = {}
-        self._gap_at = 0.0
+        self._gap_at = 0.0  # when the first of those behind the gap came
         self._wait_s = _FIRST_WAIT_S
         self._arrived_at = 0.0
         self._quiet_s = _STALL_S
@@ -89,34 +95,37 @@ class JitterBuffer:
         if following is None:
             following = self._start(sequence_number, timestamp)
         ahead = (sequence_number - following) & 0xFFFF
-        if ahead and ahead >= 0x1_0000 - _MAX_JUMP:
-            self._drop(following - (0x1_0000 - ahead), now)
-            return []
-        if ahead > _MAX_JUMP and not self._is_after_a_pause(ahead):
-            self.counts.resyncs += 1
-            following, ahead = self._start(sequence_number, timestamp), 0
+        if ahead > _MAX_JUMP:
+            if ahead >= 0x1_0000 - _MAX_LATE:
+                self._drop(following - (0x1_0000 - ahead), now)
+                return []
+            if not self._is_after_a_pause(ahead):
+                return self._start_anew(sequence_number, timestamp, samples, payload, now)
         number = following + ahead
         if number in self._held:
             self.counts.duplicates += 1
             return []
         if not ahead and not self._held:
             self._arrived_at = now
-            return self._hear(_Held(timestamp, samples, payload))
+            return self._hear(timestamp, samples, payload)
         if not self._held:
             self._gap_at = now
         self._arrived_at = now
-        self._held[number] = _Held(timestamp, samples, payload)
+        self._held[number] = _Held(timestamp, samples, payload, now)
         if not ahead:
             self._wait_longer(now - self._gap_at)
-            return self._hear_held(now)
+            return self._hear_held()
         if len(self._held) >= MAX_HELD or self._filled:
-            return self._close_gap(now)
+            return self._close_gap()
         return self.poll(now)
 
     def poll(self, now: float) -> list[Frame]:
         """What time alone makes audible."""
         if self._held:
-            return self._close_gap(now) if now - self._gap_at >= self._wait_s else []
+            frames: list[Frame] = []
+            while self._held and now - self._gap_at >= self._wait_s:
+                frames += self._close_gap()
+            return frames
         if self._next is None:
             return []
         quiet_s = now - self._arrived_at - self._quiet_s
@@ -129,9 +138,22 @@ class JitterBuffer:
 
     def _start(self, sequence_number: int, timestamp: int) -> int:
         self._next, self._timestamp, self._filled = sequence_number, timestamp, 0
+        self._first = sequence_number
         self._held.clear()
         self._made_up.clear()
         return sequence_number
+
+    def _start_anew(
+        self, sequence_number: int, timestamp: int, samples: int, payload: bytes, now: float
+    ) -> list[Frame]:
+        """What is held of the old stream was waited for in vain, and is heard before the new one."""
+        frames: list[Frame] = []
+        while self._held:
+            frames += self._close_gap()
+        self.counts.resyncs += 1
+        self._arrived_at = now
+        self._start(sequence_number, timestamp)
+        return frames + self._hear(timestamp, samples, payload)
 
     def _is_after_a_pause(self, ahead: int) -> bool:
         """Whether that many packets may have been lost while we heard nothing: then the stream simply goes on."""
@@ -139,16 +161,18 @@ class JitterBuffer:
 
     def _drop(self, number: int, now: float) -> None:
         gap_at = self._made_up.pop(number, None)
-        if gap_at is None:
+        if gap_at is not None:
+            self.counts.late += 1
+            self._wait_longer(now - gap_at)
+        elif number < max(self._first, (self._next or 0) - _REMEMBERED):
+            self.counts.late += 1
+        else:
             self.counts.duplicates += 1
-            return
-        self.counts.late += 1
-        self._wait_longer(now - gap_at)
 
     def _wait_longer(self, needed_s: float) -> None:
         self._wait_s = min(_MAX_WAIT_S, max(self._wait_s, needed_s * _WAIT_GROWTH))
 
-    def _close_gap(self, now: float) -> list[Frame]:
+    def _close_gap(self) -> list[Frame]:
         """Make up what is missing before the oldest that is held; then everything in order."""
         assert self._next is not None  # something is held
         oldest = min(self._held)
@@ -164,26 +188,28 @@ class JitterBuffer:
             frames[-1] = Frame(self._samples, following=self._held[oldest].payload)
         self._wait_s = max(_MIN_WAIT_S, self._wait_s * _WAIT_DECAY)
         self._next = oldest
-        self._timestamp = self._held[oldest].timestamp
-        self._filled = 0
-        return frames + self._hear_held(now)
+        # The time that the missing ones took; what the timestamps say of more was a pause.
+        self._timestamp = (self._timestamp + missing * self._samples) & 0xFFFF_FFFF
+        self._filled = max(0, self._filled - missing)
+        return frames + self._hear_held()
 
-    def _hear_held(self, now: float) -> list[Frame]:
+    def _hear_held(self) -> list[Frame]:
         frames: list[Frame] = []
         while self._next is not None and (held := self._held.pop(self._next, None)) is not None:
-            frames += self._hear(held)
-        self._gap_at = now
+            frames += self._hear(held.timestamp, held.samples, held.payload)
+        if self._held:  # behind another gap, which is as old as what came behind it
+            self._gap_at = min(held.arrived_at for held in self._held.values())
         return frames
 
-    def _hear(self, held: _Held) -> list[Frame]:
+    def _hear(self, timestamp: int, samples: int, payload: bytes) -> list[Frame]:
         assert self._next is not None  # it was started
         self._next += 1
-        frames = self._pause_before(held.timestamp) if held.timestamp != self._timestamp else []
-        self._timestamp = (held.timestamp + held.samples) & 0xFFFF_FFFF
-        self._samples = held.samples
-        self._quiet_s = _PAUSE_S if len(held.payload) <= _DTX_BYTES else _STALL_S
+        frames = self._pause_before(timestamp) if timestamp != self._timestamp else []
+        self._timestamp = (timestamp + samples) & 0xFFFF_FFFF
+        self._samples = samples
+        self._quiet_s = _PAUSE_S if len(payload) <= _DTX_BYTES else _STALL_S
         self._filled = 0
-        frames.append(Frame(held.samples, held.payload))
+        frames.append(Frame(samples, payload))
         return frames
 
     def _pause_before(self, timestamp: int) -> list[Frame]:

@@ -1,13 +1,14 @@
 """Our receiver of a session's audio: no thread, no task, nothing decoded that nobody listens to."""
 
 import datetime
+import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from aiortc import MediaStreamTrack, clock
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters, RTCRtpReceiveParameters
 from aiortc.rtcrtpreceiver import RTCRtpReceiver, RTCRtpSynchronizationSource
-from aiortc.stats import RTCInboundRtpStreamStats, RTCStatsReport
+from aiortc.stats import RTCInboundRtpStreamStats, RTCRemoteOutboundRtpStreamStats, RTCStatsReport
 
 from transceiver.media.codecs import Decoder, make_decoder, rtp_clock_rate
 from transceiver.media.context import MediaContext
@@ -16,11 +17,14 @@ from transceiver.media.opus import OpusError
 from transceiver.media.statistics import StreamStatistics
 from transceiver.media.track import VoiceTrack
 from wire.rtcp import SenderReport
-from wire.rtp import RtpPacket
+from wire.rtp import RtpPacket, find_extension
 
 if TYPE_CHECKING:
     from transceiver.dtls import MuxDtlsTransport
 
+logger = logging.getLogger(__name__)
+
+_MID_URI = "urn:ietf:params:rtp-hdrext:sdes:mid"
 # A second source takes over when the first has been silent for so long; a client that changes it says so in SDP, or stops.
 _SOURCE_SILENT_S = 0.5
 # Decoded silence is not worth a decoder: after these, concealment has faded.
@@ -51,9 +55,13 @@ class VoiceReceiver(RTCRtpReceiver):
         self._decoder: Decoder | None = None
         self._decoder_type = -1
         self._heard_at = float("-inf")
+        self._sender_report: SenderReport | None = None
         self._before = _Totals()
         self._filled_in_a_row = 0
-        self._is_started = False
+        self._mid = b""
+        self._mid_extension = 0
+        self._is_stopped = False
+        self._has_failed = False
 
     # what aiortc calls
 
@@ -70,18 +78,24 @@ class VoiceReceiver(RTCRtpReceiver):
             )
 
     async def receive(self, parameters: RTCRtpReceiveParameters) -> None:
-        """See the base class."""
-        if self._is_started:
+        """See the base class. Each description that is applied comes here: its source may be another."""
+        if self._is_stopped:
             return
-        self._is_started = True
+        heard = self._codecs.get(self._decoder_type)
         self._codecs = {
             codec.payloadType: codec for codec in parameters.codecs if codec.payloadType is not None
         }
-        self.signalled_ssrcs = frozenset(encoding.ssrc for encoding in parameters.encodings)
+        if heard is not None and self._codecs.get(self._decoder_type) != heard:
+            self._decoder = self._jitter_buffer = None
+        if parameters.encodings:  # else by MID, which is not in every packet
+            self.signalled_ssrcs = frozenset(encoding.ssrc for encoding in parameters.encodings)
+        self._mid = parameters.muxId.encode()
+        self._mid_extension = next((e.id for e in parameters.headerExtensions if e.uri == _MID_URI), 0)
         self.transport._register_rtp_receiver(self, parameters)
 
     async def stop(self) -> None:
         """See the base class."""
+        self._is_stopped = True
         self.transport._unregister_rtp_receiver(self)
         self._context.ticker.discard(self._tick)
         self._handle_disconnect()
@@ -95,19 +109,33 @@ class VoiceReceiver(RTCRtpReceiver):
         """See the base class."""
         report = RTCStatsReport()
         if self.statistics is not None:
+            common: dict[str, Any] = {
+                "timestamp": clock.current_datetime(),
+                "ssrc": self.statistics.ssrc,
+                "kind": "audio",
+                "transportId": self.transport._stats_id,
+            }
             report.add(
                 RTCInboundRtpStreamStats(
-                    timestamp=clock.current_datetime(),
+                    **common,
                     type="inbound-rtp",
                     id=f"inbound-rtp_{id(self)}",
-                    ssrc=self.statistics.ssrc,
-                    kind="audio",
-                    transportId=self.transport._stats_id,
                     packetsReceived=self.statistics.received,
                     packetsLost=self.statistics.lost,
                     jitter=int(self.statistics.jitter),
                 )
             )
+            if (sent := self._sender_report) is not None:
+                report.add(
+                    RTCRemoteOutboundRtpStreamStats(
+                        **common,
+                        type="remote-outbound-rtp",
+                        id=f"remote-outbound-rtp_{id(self)}",
+                        packetsSent=sent.packet_count,
+                        bytesSent=sent.octet_count,
+                        remoteTimestamp=clock.datetime_from_ntp(sent.ntp_timestamp),
+                    )
+                )
         report.update(self.transport._get_stats())
         return report
 
@@ -138,14 +166,32 @@ class VoiceReceiver(RTCRtpReceiver):
         if not self._enabled or not packet.payload:
             return
         if self.on_rtp is not None:
-            self.on_rtp(packet)
+            try:
+                self.on_rtp(packet)
+            except Exception as error:  # noqa: BLE001  # an application's fault is no fault of the packet
+                self._note_failure(error)
         if self.on_pcm is not None:
             self._play(packet, codec, now)
+
+    def takes_by_mid(self, packet: RtpPacket) -> bool:
+        """Whether the packet names our section (RFC 8843 section 9.2); then its source is ours from now on."""
+        named = find_extension(packet.extension_profile, packet.extension_data, self._mid_extension)
+        if not named or named != self._mid:
+            return False
+        self.signalled_ssrcs = frozenset({packet.ssrc})
+        return True
 
     def note_sender_report(self, report: SenderReport, now: float) -> None:
         """The client tells what it sent."""
         if self.statistics is not None and self.statistics.ssrc == report.ssrc:
             self.statistics.note_sender_report(report.ntp_timestamp, now)
+            self._sender_report = report
+
+    def note_goodbye(self, ssrcs: tuple[int, ...]) -> None:
+        """The client ends these sources: no silence of theirs is heard, and another takes over at once."""
+        if self.statistics is not None and self.statistics.ssrc in ssrcs:
+            self._heard_at = float("-inf")
+            self._jitter_buffer = None
 
     def describe(self) -> dict[str, Any]:
         """What came from the client, for ``sessions``."""
@@ -175,18 +221,19 @@ class VoiceReceiver(RTCRtpReceiver):
         else:
             self._before.add(self.statistics)
         self.statistics = StreamStatistics(ssrc, rtp_clock_rate(codec))
-        self._jitter_buffer = None
+        self._jitter_buffer = self._sender_report = None
         return self.statistics
 
     # what is heard
 
-    def _listen(self, on_pcm: OnPcm) -> None:
+    def _listen(self, on_pcm: OnPcm | None) -> None:
         self.on_pcm = on_pcm
 
     def _play(self, packet: RtpPacket, codec: RTCRtpCodecParameters, now: float) -> None:
         if packet.payload_type != self._decoder_type or self._decoder is None:
             self._decoder = make_decoder(codec, self._context.settings)
             self._decoder_type = packet.payload_type
+            self._jitter_buffer = None  # its clock was the other codec's
         samples = self._decoder.samples_of_untrusted(packet.payload)
         if not samples:
             self._context.observer.count("audio_malformed")
@@ -199,14 +246,29 @@ class VoiceReceiver(RTCRtpReceiver):
         )
 
     def _tick(self, now: float) -> None:
-        if self._jitter_buffer is not None and self._enabled and (frames := self._jitter_buffer.poll(now)):
+        if self._jitter_buffer is None or self.on_pcm is None or not self._enabled:
+            # Nobody listens: what passes meanwhile must not be made up later.
+            self._jitter_buffer = None
+            self._context.ticker.discard(self._tick)
+        elif frames := self._jitter_buffer.poll(now):
             self._hear(frames)
 
     def _hear(self, frames: Iterable[Frame]) -> None:
         for frame in frames:
             pcm = self._decode(frame)
             if self.on_pcm is not None:
-                self.on_pcm(pcm)
+                try:
+                    self.on_pcm(pcm)
+                except Exception as error:  # noqa: BLE001  # the other frames are for it, too
+                    self._note_failure(error)
+
+    def _note_failure(self, error: Exception) -> None:
+        self._context.observer.count("listener_failed")
+        if not self._has_failed:  # it may do so 50 times a second
+            self._has_failed = True
+            logger.error(
+                "who listens to a call failed; from now on only counted (listener_failed)", exc_info=error
+            )
 
     def _decode(self, frame: Frame) -> bytes:
         assert self._decoder is not None  # made before the first frame

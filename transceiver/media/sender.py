@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from aiortc import MediaStreamTrack, clock
 from aiortc.mediastreams import MediaStreamError
@@ -13,9 +13,15 @@ from aiortc.stats import RTCOutboundRtpStreamStats, RTCRemoteInboundRtpStreamSta
 from av import AudioFrame, AudioResampler
 from av.packet import Packet
 
-from transceiver.media.codecs import Encoder, make_encoder, pcm_of, rtp_clock_rate, samples_per_packet
+from transceiver.media.codecs import (
+    Encoder,
+    make_encoder,
+    pcm_of,
+    rtp_clock_rate,
+    samples_of_payload,
+    samples_per_packet,
+)
 from transceiver.media.context import MediaContext
-from transceiver.media.opus import OpusError
 from transceiver.media.settings import OPUS_RATES
 from wire.rtcp import ReportBlock
 from wire.rtp import RtpPacket, write_rtp_header
@@ -32,35 +38,45 @@ _FRAMES_IN_A_ROW = 5
 _PACKETS_PER_S = 50
 
 
+class _Forwarding(NamedTuple):
+    """A source that is passed on: what to add to its numbers, and how many packets had been sent when it began."""
+
+    ssrc: int
+    sequence_offset: int
+    timestamp_offset: int
+    packets_before: int
+
+
 class VoiceSender(RTCRtpSender):
     """In place of aiortc's. Plays its track, or what ``send_pcm``, ``send_encoded`` and ``forward`` are given."""
 
     def __init__(
         self, track_or_kind: MediaStreamTrack | str, transport: "MuxDtlsTransport", context: MediaContext
     ) -> None:
-        self._track_changed = asyncio.Event()
+        self._codec: RTCRtpCodecParameters | None = None
+        self._playing: asyncio.Task[None] | None = None
         super().__init__(track_or_kind, transport)
         self.packets = 0
         self.octets = 0
         self.rtp_timestamp = 0
         self.sent_at = float("-inf")
+        self._sent_ends_at = float("-inf")
         self.remote_report: ReportBlock | None = None
         self.round_trip_s: float | None = None
         self.bit_rate = 0.0  # between the last two reports, bit/s of payloads
         self._measured_at = context.clock()
         self._measured_octets = 0
         self._context = context
-        self._codec: RTCRtpCodecParameters | None = None
         self._payload_type = 0
         self._encoder: Encoder | None = None
         self._format: tuple[int, int] = (0, 0)
-        self._pending = b""
+        self._pending, self._pending_at = b"", 0.0
         # aiortc begins in the lower half too: receivers guess the rollover counter (RFC 3711 section 3.3.1).
         self._sequence_number = secrets.randbelow(0x8000)
         self._timestamp = secrets.randbelow(1 << 32)
-        self._forwarding: tuple[int, int, int] | None = None
+        self._forwarding: _Forwarding | None = None
         self._resampler: AudioResampler | None = None
-        self._playing: asyncio.Task[None] | None = None
+        self._resampled_format: tuple[str, str, int] | None = None
 
     # what aiortc calls
 
@@ -71,22 +87,23 @@ class VoiceSender(RTCRtpSender):
         self._codec = parameters.codecs[0]
         self._payload_type = self._codec.payloadType or 0
         self.transport._register_rtp_sender(self, parameters)
-        self._playing = asyncio.create_task(self._play())
+        self._play_track()
 
     async def stop(self) -> None:
         """See the base class."""
         self.transport._unregister_rtp_sender(self)
+        was_started, self._encoder, self._codec = self._codec is not None, None, None
         if self._playing is not None:
             self._playing.cancel()
             await asyncio.gather(self._playing, return_exceptions=True)
-        if self.track is not None:
+        if was_started and self.track is not None:
             self.track.stop()
-        self._encoder = self._codec = None
 
     def replaceTrack(self, track: MediaStreamTrack | None) -> None:  # noqa: N802  # the base class's name
         """See the base class."""
         super().replaceTrack(track)
-        self._track_changed.set()
+        if self._codec is not None:
+            self._play_track()
 
     async def getStats(self) -> RTCStatsReport:  # noqa: N802  # the base class's name
         """See the base class."""
@@ -131,7 +148,7 @@ class VoiceSender(RTCRtpSender):
         return self._context.clock() - self.sent_at >= _SILENT_S
 
     def send_pcm(self, pcm: bytes, sample_rate: int | None = None, channels: int | None = None) -> None:
-        """Encode and send PCM16, of any length; what does not fill 20 ms waits for more.
+        """Encode and send PCM16, of any length; what does not fill 20 ms waits for more, but not beyond a silence.
 
         Rate and channels are the settings' by default, and may be any that Opus has.
         """
@@ -142,42 +159,65 @@ class VoiceSender(RTCRtpSender):
         if self._encoder is None or wanted != self._format:
             self._encoder = make_encoder(self._codec, *wanted, settings)
             self._format, self._pending = wanted, b""
+            self._expect_loss()
         frame_bytes = self._format[0] // _PACKETS_PER_S * self._format[1] * 2
-        pcm = self._pending + pcm if self._pending else pcm
+        if self._pending and self._context.clock() - self._pending_at < _SILENT_S:
+            pcm = self._pending + pcm
         for start in range(0, len(pcm) - frame_bytes + 1, frame_bytes):
-            self.send_encoded(self._encoder.encode(pcm[start : start + frame_bytes]))
+            if payload := self._encoder.encode(pcm[start : start + frame_bytes]):
+                self.send_encoded(payload)
         self._pending = pcm[len(pcm) - len(pcm) % frame_bytes :]
+        if self._pending:
+            self._pending_at = self._context.clock()
 
     def send_encoded(self, payload: bytes, samples: int | None = None) -> None:
         """Send a payload of the negotiated codec that lasts ``samples`` of its RTP clock; 20 ms by default."""
         codec = self._codec
         if codec is None or not self._enabled:
             return
+        self._forwarding = None  # the next number is used now
         now = self._context.clock()
-        if is_spurt := now - self.sent_at >= _SILENT_S:
-            self._skip_silence(now - self.sent_at, codec)
+        ends_at = self._ends_at
+        if is_spurt := now - ends_at >= _SILENT_S:
+            self._skip_silence(now - ends_at, codec)
         self._send(self._sequence_number, self._timestamp, payload, now, marker=is_spurt)
+        samples = samples or samples_per_packet(codec)
+        self._sent_ends_at = max(now, ends_at) + samples / rtp_clock_rate(codec)
         self._sequence_number = (self._sequence_number + 1) & 0xFFFF
-        self._timestamp = (self._timestamp + (samples or samples_per_packet(codec))) & 0xFFFF_FFFF
+        self._timestamp = (self._timestamp + samples) & 0xFFFF_FFFF
 
     def forward(self, packet: RtpPacket) -> None:
         """Send what came from a client, with our own numbers: gaps and reordering stay as they came."""
         codec = self._codec
         if codec is None or not self._enabled:
             return
-        if self._forwarding is None or self._forwarding[0] != packet.ssrc:
-            self._forwarding = (
-                packet.ssrc,
-                self._sequence_number - packet.sequence_number,
-                self._timestamp - packet.timestamp,
-            )
-        sequence_number = (packet.sequence_number + self._forwarding[1]) & 0xFFFF
-        timestamp = (packet.timestamp + self._forwarding[2]) & 0xFFFF_FFFF
         now = self._context.clock()
-        self._send(sequence_number, timestamp, packet.payload, now, marker=packet.marker)
-        if 0 <= (sequence_number - self._sequence_number) & 0xFFFF < 0x8000:
+        forwarding = self._forwarding
+        if forwarding is None or forwarding.ssrc != packet.ssrc:
+            forwarding = self._forwarding = self._begin_forwarding(packet, now, codec)
+        sequence_number = (packet.sequence_number + forwarding.sequence_offset) & 0xFFFF
+        timestamp = (packet.timestamp + forwarding.timestamp_offset) & 0xFFFF_FFFF
+        ahead = (sequence_number - self._sequence_number) & 0xFFFF
+        if ahead < 0x8000:
             self._sequence_number = (sequence_number + 1) & 0xFFFF
             self._timestamp = (timestamp + samples_per_packet(codec)) & 0xFFFF_FFFF
+        elif 0x1_0000 - ahead > self.packets - forwarding.packets_before:
+            # Older than the first of its source: something else went out under that number, and SRTP's keystream is of
+            # the number (RFC 3711 section 9.1).
+            return
+        self._send(sequence_number, timestamp, packet.payload, now, marker=packet.marker)
+
+    def _begin_forwarding(self, packet: RtpPacket, now: float, codec: RTCRtpCodecParameters) -> _Forwarding:
+        """Of a new source, or after something of our own."""
+        silent_s = now - self._ends_at
+        if silent_s >= _SILENT_S:
+            self._skip_silence(silent_s, codec)
+        return _Forwarding(
+            packet.ssrc,
+            self._sequence_number - packet.sequence_number,
+            self._timestamp - packet.timestamp,
+            self.packets,
+        )
 
     def timestamp_at(self, now: float) -> int:
         """The RTP timestamp of this moment, as sender reports pair it with the time (RFC 3550 section 6.4.1)."""
@@ -207,8 +247,12 @@ class VoiceSender(RTCRtpSender):
         """The client tells how our packets arrive: what it lost, it gets redundancy for."""
         before = self.remote_report.fraction_lost if self.remote_report else 0
         self.remote_report = report
-        if self._encoder is not None and report.fraction_lost != before:
-            self._encoder.expect_loss(-(-report.fraction_lost * 100 // 256))
+        if report.fraction_lost != before:
+            self._expect_loss()
+
+    def _expect_loss(self) -> None:
+        if self._encoder is not None and self.remote_report is not None:
+            self._encoder.expect_loss(-(-self.remote_report.fraction_lost * 100 // 256))
 
     def _send(
         self, sequence_number: int, timestamp: int, payload: bytes, now: float, *, marker: bool
@@ -224,43 +268,50 @@ class VoiceSender(RTCRtpSender):
     def _dtls(self) -> "MuxDtlsTransport":
         return cast("MuxDtlsTransport", self.transport)
 
+    @property
+    def _ends_at(self) -> float:
+        """When what was sent has been heard: speech may have been sent faster than it lasts."""
+        return max(self._sent_ends_at, self.sent_at + 1 / _PACKETS_PER_S)
+
     def _skip_silence(self, silent_s: float, codec: RTCRtpCodecParameters) -> None:
         """Let the timestamp go on with the time, by whole packets."""
         if silent_s == float("inf"):
             return
         per_packet = samples_per_packet(codec)
-        packets = int(silent_s * rtp_clock_rate(codec) / per_packet) - 1
+        packets = round(silent_s * rtp_clock_rate(codec) / per_packet)
         self._timestamp = (self._timestamp + packets * per_packet) & 0xFFFF_FFFF
 
     # what a track plays
 
-    async def _play(self) -> None:
+    def _play_track(self) -> None:
+        """Play what is the track now, instead of what was."""
+        if self._playing is not None:
+            self._playing.cancel()
+        track = cast("MediaStreamTrack | None", self.track)
+        self._playing = None if track is None else asyncio.create_task(self._play(track))
+
+    async def _play(self, track: MediaStreamTrack) -> None:
         in_a_row = 0
-        while True:
-            track = cast("MediaStreamTrack | None", self.track)
-            if track is None:
-                self._track_changed.clear()
-                await self._track_changed.wait()
-                continue
-            try:
-                data: Any = await track.recv()
-                if data is None:  # what FastRTC's track gives at its end
-                    raise MediaStreamError
+        try:
+            while (data := cast("Any", await track.recv())) is not None:  # None: FastRTC's track at its end
                 self._send_data(data)
-            except MediaStreamError:
-                if self.track is track:
-                    self.replaceTrack(None)
-            except (OpusError, ValueError, TypeError, AttributeError) as error:
-                # What an application's track may do wrong; the call goes on without it.
-                logger.error("a track gave what cannot be sent (%s: %s)", type(error).__name__, error)
-                self.replaceTrack(None)
-            in_a_row = (in_a_row + 1) % _FRAMES_IN_A_ROW
-            if not in_a_row:
-                await asyncio.sleep(0)
+                in_a_row = (in_a_row + 1) % _FRAMES_IN_A_ROW
+                if not in_a_row:
+                    await asyncio.sleep(0)
+        except MediaStreamError:
+            pass
+        except Exception:  # an application's track may fail in any way; the call goes on without it
+            logger.exception("a track failed, or gave what cannot be sent, and is played no more")
+        track.stop()
+        if self.track is track:
+            super().replaceTrack(None)
 
     def _send_data(self, data: Any) -> None:
+        if self._codec is None or not self._enabled:
+            return
         if isinstance(data, Packet):
-            self.send_encoded(bytes(data))
+            payload = bytes(data)
+            self.send_encoded(payload, samples_of_payload(self._codec, payload))
             return
         frame: AudioFrame = data
         channels = len(frame.layout.channels)
@@ -270,7 +321,9 @@ class VoiceSender(RTCRtpSender):
         self.send_pcm(pcm_of(frame), frame.sample_rate, channels)
 
     def _resample(self, frame: AudioFrame, channels: int) -> None:
-        if self._resampler is None:
+        given = frame.format.name, frame.layout.name, frame.sample_rate
+        if self._resampler is None or self._resampled_format != given:
+            self._resampled_format = given
             self._resampler = AudioResampler(
                 format="s16", layout="mono" if channels == 1 else "stereo", rate=OPUS_RATES[-1]
             )

@@ -3,6 +3,7 @@
 from wire.rtcp import MAX_PACKETS_LOST, MIN_PACKETS_LOST, ReportBlock
 
 _HALF, _CYCLE = 0x8000, 0x10000
+_MAX_MISORDER = 100  # https://www.rfc-editor.org/rfc/rfc3550#appendix-A.1
 
 
 class StreamStatistics:
@@ -54,7 +55,8 @@ class StreamStatistics:
             self._highest += ahead
         elif ahead >= _HALF:
             self.reordered += 1
-            self._first = min(self._first, self._highest - (_CYCLE - ahead))
+            if _CYCLE - ahead <= _MAX_MISORDER:  # the first to come need not be the first that was sent
+                self._first = min(self._first, self._highest - (_CYCLE - ahead))
         transit = now * self._clock_rate - timestamp
         if self._transit is not None:
             # Timestamps wrap, so the difference counts modulo 2^32.

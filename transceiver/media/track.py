@@ -25,16 +25,19 @@ class VoiceTrack(MediaStreamTrack):
         self,
         settings: AudioSettings,
         observer: PeerObserver,
-        on_first_reader: Callable[[Callable[[bytes], None]], None],
+        listen: Callable[[Callable[[bytes], None] | None], None],
         track_id: str | None = None,
     ) -> None:
+        """``listen`` is told who takes PCM16, and None in the end."""
         super().__init__()
         if track_id is not None:
             self._id = track_id
         self._sample_rate = settings.sample_rate
+        self._sample_bytes = 2 * settings.channels
         self._layout = "mono" if settings.channels == 1 else "stereo"
         self._observer = observer
-        self._on_first_reader: Callable[[Callable[[bytes], None]], None] | None = on_first_reader
+        self._listen = listen
+        self._is_listening = False
         self._queue: deque[bytes] = deque()
         self._arrived = asyncio.Event()
         self._is_over = False
@@ -42,9 +45,9 @@ class VoiceTrack(MediaStreamTrack):
 
     async def recv(self) -> AudioFrame:
         """The next frame. Raises MediaStreamError at the end."""
-        if self._on_first_reader is not None:
-            read, self._on_first_reader = self._on_first_reader, None
-            read(self._put)
+        if not self._is_listening and self.readyState == "live":
+            self._is_listening = True
+            self._listen(self._put)
         while not self._queue:
             if self._is_over:
                 self.stop()
@@ -59,11 +62,21 @@ class VoiceTrack(MediaStreamTrack):
     def end(self) -> None:
         """No more will come; what is queued can still be read."""
         self._is_over = True
+        if not self._queue:
+            self.stop()
+
+    def stop(self) -> None:
+        """See the base class. Who waits for a frame waits no more, and nothing is decoded for this track any more."""
+        super().stop()
+        self._queue.clear()
         self._arrived.set()
+        if self._is_listening:
+            self._is_listening = False
+            self._listen(None)
 
     def _put(self, pcm: bytes) -> None:
         if len(self._queue) >= _MAX_QUEUED:
-            self._queue.popleft()
+            self._pts += len(self._queue.popleft()) // self._sample_bytes
             self._observer.count("track_overflow")
         self._queue.append(pcm)
         self._arrived.set()

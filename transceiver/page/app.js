@@ -55,6 +55,7 @@ function onState(next, failure = null) {
   byId("state").dataset.state = next;
   byId("state").textContent = failure ? `Failed: ${failure.message}` : STATE_TEXT[next];
   byId("call").textContent = ACTIVE.has(next) ? "Hang up" : "Start call";
+  byId("restart").disabled = next !== "connected";
   if (!ACTIVE.has(next)) release();
   if (failure) showFailure(failure);
 }
@@ -195,9 +196,12 @@ function setVolume() {
 function listen() {
   byId("call").addEventListener("click", () => (ACTIVE.has(state) ? call.hangUp() : startCall()));
   byId("token-form").addEventListener("submit", onTokenSubmit);
+  byId("restart").addEventListener("click", () => call.restartIce());
   byId("mute").addEventListener("click", toggleMute);
   byId("volume").addEventListener("input", setVolume);
   window.addEventListener("pagehide", () => call?.hangUp());
+  // Chromium gathers once: without this it would find another network only when ICE has failed, 15 s later.
+  window.addEventListener("online", () => call?.restartIce());
   window.addEventListener("hashchange", () => (token = takeTokenFromUrl() ?? token));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   new ResizeObserver(repaint).observe(byId("sparkline"));

@@ -5,6 +5,8 @@ import { WhipSession, withFragment } from "./whip.js";
 const HANG_UP_PATIENCE_MS = 500;
 const ENDPOINT = "/whip";
 const CONNECT_TIMEOUT_MS = 30_000;
+const RESTART_ATTEMPTS = 10;
+const RESTART_RETRY_MS = 1_000;
 const FIRST_AUDIO_POLL_MS = 10;
 
 const MICROPHONE_FAILURES = {
@@ -32,6 +34,7 @@ export class Call {
   #deadline = 0;
   #audioPoll = 0;
   #restarted = false;
+  #renewal = Promise.resolve();
   #over = false;
 
   /** `performance.now()` at click, post, answer, ice, dtls, audio, channel. */
@@ -71,6 +74,16 @@ export class Call {
   /** End the call and tell the server. */
   hangUp() {
     if (this.#end()) this.#events.onState("idle");
+  }
+
+  /** New ICE credentials for a running call, whose media goes on meanwhile. What goes wrong leaves the old ones. */
+  async restartIce() {
+    if (!["connected", "disconnected"].includes(this.pc.connectionState)) return;
+    try {
+      await this.#renewIce();
+    } catch (error) {
+      console.warn(`ICE was not restarted: ${error.message}`);
+    }
   }
 
   async #addMicrophone() {
@@ -139,22 +152,49 @@ export class Call {
     if (this.#sender.transport.state === "failed") {
       this.#fail(new Failure("The DTLS handshake failed", "Start again; the browser's WebRTC log tells more."));
     } else if (!this.#restarted) {
-      this.#restartIce();
+      this.#reconnect();
     }
   }
 
   /** Once an outage. From here the deadline decides: Chromium reports "failed" again while the new pairs form. */
-  async #restartIce() {
+  async #reconnect() {
     this.#restarted = true;
     this.#events.onState("reconnecting");
     this.#startDeadline();
     try {
-      const answer = this.pc.remoteDescription.sdp;
-      await this.pc.setLocalDescription(await this.pc.createOffer({ iceRestart: true }));
+      await this.#renewIce();
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  /** One after the other: of two at once the second would find the first one's offer pending. */
+  #renewIce() {
+    this.#renewal = this.#renewal.catch(() => {}).then(() => this.#exchangeUntilReached());
+    return this.#renewal;
+  }
+
+  /** Browsers refuse requests for a moment after a change of network. */
+  async #exchangeUntilReached() {
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await this.#exchangeCredentials();
+      } catch (error) {
+        if (!error.isUnreached || attempt === RESTART_ATTEMPTS || this.#over) throw error;
+        await new Promise((resolve) => setTimeout(resolve, RESTART_RETRY_MS));
+      }
+    }
+  }
+
+  async #exchangeCredentials() {
+    const answer = this.pc.remoteDescription.sdp;
+    await this.pc.setLocalDescription(await this.pc.createOffer({ iceRestart: true }));
+    try {
       const fragment = await this.#session.restartIce(this.pc.localDescription.sdp);
       await this.pc.setRemoteDescription({ type: "answer", sdp: withFragment(answer, fragment) });
     } catch (error) {
-      this.#fail(error);
+      if (this.pc.signalingState === "have-local-offer") await this.pc.setLocalDescription({ type: "rollback" });
+      throw error;
     }
   }
 

@@ -3,12 +3,14 @@ export class Failure extends Error {
   /**
    * @param {string} reason one short line
    * @param {string} wayOut what the person can do now
-   * @param {{detail?: string, needsToken?: boolean}} [more] `detail` is the server's own text
+   * @param {{detail?: string, needsToken?: boolean, isUnreached?: boolean}} [more] `detail` is the server's own text,
+   *   `isUnreached` that it said nothing at all
    */
-  constructor(reason, wayOut, { detail = "", needsToken = false } = {}) {
+  constructor(reason, wayOut, { detail = "", needsToken = false, isUnreached = false } = {}) {
     super(reason);
     this.wayOut = wayOut;
     this.detail = detail;
     this.needsToken = needsToken;
+    this.isUnreached = isUnreached;
   }
 }

@@ -106,7 +106,7 @@ function unreachable(error) {
   const reason = error.name === "TimeoutError"
     ? `The server did not answer in ${TIMEOUT_MS / 1000} s`
     : "The signaling server cannot be reached";
-  return new Failure(reason, "Check that the transceiver is running, then start again.");
+  return new Failure(reason, "Check that the transceiver is running, then start again.", { isUnreached: true });
 }
 
 async function refusal(response, token) {

@@ -55,6 +55,7 @@ def usable(leases: Iterable[Mapping[str, Any]], machine: str) -> list[Transceive
             is_usable = (
                 lease["kind"] == "transceiver"
                 and lease["state"] == "ready"
+                and lease.get("full") is None  # sessions, memory or CPU; older versions do not tell
                 and lease["expires_s"] > 0
                 and (not _is_local(transceiver.internal_http) or _is_of(machine, lease))
             )

@@ -69,6 +69,7 @@ class SessionResources:
         """
         made = await self._create_on_this_host(offer) or await self._create_elsewhere(offer)
         if made is None:
+            self._sessions.note_refused()
             raise SignalingError(
                 503,
                 "no transceiver takes a call now: all are full or draining; try again",
