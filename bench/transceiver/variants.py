@@ -24,7 +24,6 @@ processes = 1
 http = "{http}"
 max_sessions = 100000
 # what it can carry is to be found out
-max_cpu = 100.0
 max_cpu = 1000.0
 requests_per_s = 1000000.0
 request_burst = 100000
