@@ -136,7 +136,8 @@ TEMPLATE = """\
 # max_cpu = 0.9                               # CPU time of each process, as a share of a core; above it likewise
 # media = "direct"                            # who receives and sends audio: direct (ours) or aiortc
 # echo = "passthrough"                        # audio goes back as it came; transcode: decoded and encoded, as for a model
-# opus_complexity = 5                         # of the encoder, 0 to 10
+# opus_complexity = 5                         # of the encoder at most, 0 to 10
+# opus_adaptive = true                        # less where the process is busy: plainer voice rather than late voice
 
 [redis]
 # What relays and transceivers of several hosts know of each other; calls need none of it, and go on when Redis does not.

@@ -38,13 +38,14 @@ def print_status(rows: Sequence[Row], *, has_fleet: bool) -> None:
     lease_columns = ("lease", "lease ends in") if has_fleet else ()
     print_table(
         "where and how",
-        ("name", "address", "media", "Opus", "event loop", *lease_columns),
+        ("name", "address", "media", "Opus", "complexity", "event loop", *lease_columns),
         (
             (
                 row["name"],
                 row["address"],
                 row.get("media"),
                 row.get("opus"),
+                row.get("opus_complexity"),
                 row.get("event_loop"),
                 *(_lease_cells(row["lease"]) if has_fleet else ()),
             )

@@ -43,7 +43,7 @@ class TransceiverConfig:
     no time left, calls break up.
     media: who receives and sends audio: direct (ours) or aiortc.
     echo: what the echo backend does with audio.
-    opus_complexity: of the encoder, 0 to 10: half the CPU time at 5.
+    opus_complexity: of the encoder at most, 0 to 10: half the CPU time at 5. opus_adaptive: less where the process is busy.
     """
 
     processes: int
@@ -63,6 +63,7 @@ class TransceiverConfig:
     media: MediaPath
     echo: EchoMode
     opus_complexity: int
+    opus_adaptive: bool
 
     @classmethod
     def from_table(cls, table: ConfigTable, default_token_file: Path) -> Self:
@@ -88,6 +89,7 @@ class TransceiverConfig:
             media=MediaPath(table.take_choice("media", MediaPath.DIRECT, list(MediaPath))),
             echo=EchoMode(table.take_choice("echo", EchoMode.PASSTHROUGH, list(EchoMode))),
             opus_complexity=table.take_int("opus_complexity", 5, low=0, high=10),
+            opus_adaptive=table.take("opus_adaptive", bool, True),
         )
         table.finish()
         config._check(table)

@@ -13,6 +13,7 @@ from transceiver.connection import MuxConnection
 from transceiver.dtls import SessionCertificate
 from transceiver.ice import Credential, IceLiteAgent
 from transceiver.media.context import PeerObserver
+from transceiver.media.effort import Effort
 from transceiver.media.settings import AudioSettings
 from transceiver.media.ticker import Ticker
 from transceiver.mux import Mux
@@ -73,6 +74,7 @@ class Hub:
         self.clock = clock
         self.certificate = SessionCertificate.generateCertificate()
         self.ticker = Ticker(clock)
+        self.effort = Effort(settings.audio.complexity, adaptive=settings.audio.adaptive)
         self._keys = keys
         self._mux = mux
         self._peers: dict[HubPeer, None] = {}
@@ -158,10 +160,11 @@ class Hub:
     # the life of all
 
     async def sweep(self) -> None:
-        """End connections that are over, and old credentials; runs until cancelled."""
+        """End connections that are over, and old credentials; look how busy we are. Runs until cancelled."""
         while True:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
             now = self.clock()
+            self.effort.update(time.process_time(), now)
             for peer in list(self._peers):
                 self._mux.remove_ufrags(peer.agent.expire_credentials(now))
                 reason = peer.why_over(now)

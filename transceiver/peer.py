@@ -94,7 +94,9 @@ class RelayedPeerConnection(RTCPeerConnection):
         self._made_at = self._expected_at = self._hub.clock()
         self.connection = self._hub.connect(self)
         self.connection.on_latched = lambda: self.note_phase("latched")
-        self._media = MediaContext(self._hub.settings.audio, self._hub.clock, self._hub.ticker, observer=self)
+        self._media = MediaContext(
+            self._hub.settings.audio, self._hub.effort, self._hub.clock, self._hub.ticker, observer=self
+        )
         self._RTCPeerConnection__certificates = [self._hub.certificate]
         self._closing: asyncio.Task[None] | None = None
 

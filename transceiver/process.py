@@ -68,7 +68,12 @@ class TransceiverProcess:
                 address=settings.address,
                 vips=settings.vips,
                 cluster_id=settings.cluster_id,
-                audio=replace(SPEECH, path=settings.media, complexity=settings.opus_complexity),
+                audio=replace(
+                    SPEECH,
+                    path=settings.media,
+                    complexity=settings.opus_complexity,
+                    adaptive=settings.opus_adaptive,
+                ),
             ),
             settings.keys,
             self._mux,
@@ -174,6 +179,7 @@ class TransceiverProcess:
         return {
             "media": path.value,
             "opus": _opus() if path is MediaPath.DIRECT else None,
+            "opus_complexity": self._hub.effort.complexity if path is MediaPath.DIRECT else None,
             "event_loop": _EVENT_LOOP,
         }
 

@@ -341,6 +341,7 @@ class TransceiverService:
             media=self._config.media,
             echo=self._config.echo,
             opus_complexity=self._config.opus_complexity,
+            opus_adaptive=self._config.opus_adaptive,
             internal_http=slot.internal_http,
             bearer_token=self._bearer_token,
             origins=self._config.origins,

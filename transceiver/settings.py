@@ -28,6 +28,7 @@ class TransceiverSettings:
     media: MediaPath
     echo: EchoMode
     opus_complexity: int
+    opus_adaptive: bool
     internal_http: Address
     bearer_token: str
     origins: tuple[str, ...]

@@ -54,8 +54,14 @@ VARIANTS = (
     ),
     Variant(
         name="transcode",
-        what="ours, decoded to PCM16 at 24 kHz and encoded again",
+        what="ours, decoded to PCM16 at 24 kHz and encoded again: Opus complexity 5, down to 0 where the process is busy",
         keys={"media": '"direct"', "echo": '"transcode"'},
+    ),
+    Variant(
+        name="transcode at 5",
+        what="likewise, always at complexity 5",
+        keys={"media": '"direct"', "echo": '"transcode"', "opus_adaptive": "false"},
+        has_memory_row=False,
     ),
     Variant(
         name="aiortc media",

@@ -59,6 +59,7 @@ class RunningTransceiver:
             media=MediaPath.DIRECT,
             echo=EchoMode.PASSTHROUGH,
             opus_complexity=5,
+            opus_adaptive=True,
             internal_http=self.internal,
             bearer_token="",
             origins=(),

@@ -46,6 +46,10 @@ class Encoder(Protocol):
         """How much gets lost on the way."""
         ...
 
+    def try_hard(self, complexity: int) -> None:
+        """How much CPU time fidelity may cost, 0 to 10."""
+        ...
+
 
 class _OpusDecoder(OpusDecoder):
     def samples_of_untrusted(self, packet: bytes) -> int:
@@ -94,6 +98,9 @@ class _PlainEncoder:
         return b"".join(self._encoder.encode(frame)[0])
 
     def expect_loss(self, percent: int) -> None:
+        pass
+
+    def try_hard(self, complexity: int) -> None:
         pass
 
 

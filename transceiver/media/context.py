@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from transceiver.media.effort import Effort
 from transceiver.media.settings import AudioSettings
 from transceiver.media.ticker import Ticker
 
@@ -19,6 +20,7 @@ class MediaContext(NamedTuple):
     """``clock`` is monotonic seconds."""
 
     settings: AudioSettings
+    effort: Effort
     clock: Callable[[], float]
     ticker: Ticker
     observer: PeerObserver

@@ -15,6 +15,7 @@ MAX_SAMPLES = 5_760  # 120 ms at the clock rate (RFC 6716 section 3.2.5)
 # Above the largest frame that RFC 6716 section 3.2.1 allows.
 _MAX_PACKET_BYTES = 1_500
 _APPLICATION_VOIP = 2048
+_GET_COMPLEXITY = 4011
 _SET_BITRATE, _SET_COMPLEXITY, _SET_INBAND_FEC, _SET_PACKET_LOSS_PERC = 4002, 4010, 4012, 4014
 # Frame sizes by the four high bits of the TOC byte, in samples at the clock rate (RFC 6716 section 3.1, table 2)
 _SILK, _HYBRID, _CELT = (480, 960, 1920, 2880), (480, 960), (120, 240, 480, 960)
@@ -127,7 +128,7 @@ class OpusEncoder:
             raise OpusError(f"libopus takes no {sample_rate} Hz with {channels} channels ({error.value})")
         self._frame_bytes = 2 * channels
         self._encode = self._library.opus_encode
-        self._set(_SET_COMPLEXITY, complexity)
+        self.try_hard(complexity)
         self._set(_SET_BITRATE, bit_rate * channels)
         self._set(_SET_INBAND_FEC, 1)
 
@@ -142,6 +143,17 @@ class OpusEncoder:
     def expect_loss(self, percent: int) -> None:
         """How much gets lost on the way: above 0, packets carry redundancy for the one before."""
         self._set(_SET_PACKET_LOSS_PERC, max(0, min(100, percent)))
+
+    def try_hard(self, complexity: int) -> None:
+        """From now on, 0 to 10; the decoder notices nothing but the sound."""
+        self._set(_SET_COMPLEXITY, complexity)
+
+    @property
+    def complexity(self) -> int:
+        """What it was told last."""
+        value = ctypes.c_int()
+        self._library.opus_encoder_ctl(self._state, _GET_COMPLEXITY, ctypes.byref(value))
+        return value.value
 
     def _set(self, request: int, value: int) -> None:
         self._library.opus_encoder_ctl(self._state, request, ctypes.c_int(value))

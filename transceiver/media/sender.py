@@ -158,6 +158,7 @@ class VoiceSender(RTCRtpSender):
         wanted = (sample_rate or settings.sample_rate, channels or settings.channels)
         if self._encoder is None or wanted != self._format:
             self._encoder = make_encoder(self._codec, *wanted, settings)
+            self._encoder.try_hard(self._context.effort.complexity)
             self._format, self._pending = wanted, b""
             self._expect_loss()
         frame_bytes = self._format[0] // _PACKETS_PER_S * self._format[1] * 2
@@ -237,7 +238,9 @@ class VoiceSender(RTCRtpSender):
         }
 
     def measure(self, now: float) -> None:
-        """Begin the next interval of ``bit_rate``."""
+        """Begin the next interval: of ``bit_rate``, and of how hard the encoder tries."""
+        if self._encoder is not None:
+            self._encoder.try_hard(self._context.effort.complexity)
         elapsed_s = now - self._measured_at
         if elapsed_s > 0:
             self.bit_rate = (self.octets - self._measured_octets) * 8 / elapsed_s

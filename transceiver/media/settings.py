@@ -22,7 +22,8 @@ class AudioSettings:
 
     path: who receives and sends. sample_rate (Hz, one of Opus'), channels (1 or 2): of the decoded audio that
     applications get; what they send may have any. The defaults are what aiortc gives.
-    complexity: of the Opus encoder, 0 to 10; 5 costs half of 10 and is hard to tell from it at speech's bit rates.
+    complexity: of the Opus encoder at most, 0 to 10; 5 costs half of 10 and is hard to tell from it at speech's bit rates.
+    adaptive: whether a busy process makes that less.
     bit_rate: of the encoder, for each channel, bit/s.
     """
 
@@ -30,6 +31,7 @@ class AudioSettings:
     sample_rate: int = 48_000
     channels: int = 2
     complexity: int = 5
+    adaptive: bool = True
     bit_rate: int = 32_000
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from tests.transceiver.checks import Clock
 from tests.transceiver.standalone import Tally
 from transceiver.media.codecs import make_encoder
 from transceiver.media.context import MediaContext
+from transceiver.media.effort import Effort
 from transceiver.media.receiver import VoiceReceiver
 from transceiver.media.sender import VoiceSender
 from transceiver.media.settings import AudioSettings
@@ -77,7 +78,9 @@ class Media:
         self.clock = Clock()
         self.tally = Tally()
         self.ticker = Ticker(self.clock)
-        self.context = MediaContext(settings or AudioSettings(), self.clock, self.ticker, self.tally)
+        settings = settings or AudioSettings()
+        self.effort = Effort(settings.complexity, adaptive=settings.adaptive)
+        self.context = MediaContext(settings, self.effort, self.clock, self.ticker, self.tally)
         self.transport = FakeTransport()
         self.receiver = VoiceReceiver(cast("Any", self.transport), self.context)
         self.sender = VoiceSender("audio", cast("Any", self.transport), self.context)

@@ -438,3 +438,18 @@ def test_no_number_is_ever_used_twice(steps: list[tuple[str, int]]) -> None:
         await media.stop()
 
     asyncio.run(run())
+
+
+async def test_encoder_tries_less_hard_from_the_next_report_on(media: Media) -> None:
+    await media.send()
+    media.sender.send_pcm(bytes(1920), 48_000, 1)
+    encoder = media.sender._encoder
+    assert isinstance(encoder, OpusEncoder)
+    media.effort.complexity = 0
+    assert encoder.complexity == 5
+    media.sender.measure(media.clock())
+    assert encoder.complexity == 0
+    media.sender.send_pcm(bytes(640), 16_000, 1)  # another format, another encoder
+    assert isinstance(media.sender._encoder, OpusEncoder)
+    assert media.sender._encoder is not encoder
+    assert media.sender._encoder.complexity == 0
