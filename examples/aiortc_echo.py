@@ -58,10 +58,9 @@ async def page(request: web.Request) -> web.Response:
 
 
 async def open_hub(app: web.Application) -> AsyncIterator[None]:
-    """The one UDP socket of all calls."""
-    async with transceiver.Hub.open(
-        os.environ.get("RELAYCTL_CONFIG"), state_dir=os.environ.get("RELAYCTL_STATE_DIR")
-    ):  # relay (3)
+    """The one UDP socket of all calls is there as long as the server."""
+    # relay (3)
+    async with transceiver.Hub.open(os.getenv("RELAYCTL_CONFIG"), state_dir=os.getenv("RELAYCTL_STATE_DIR")):
         yield
         await asyncio.gather(*(peer.close() for peer in list(calls)))
 

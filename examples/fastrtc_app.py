@@ -63,12 +63,9 @@ class Echo(AsyncStreamHandler):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """The one UDP socket of all calls."""
-    async with transceiver.Hub.open(
-        os.environ.get("RELAYCTL_CONFIG"), state_dir=os.environ.get("RELAYCTL_STATE_DIR")
-    ):
+    """The one UDP socket of all calls; its end closes those that are left."""
+    async with transceiver.Hub.open(os.getenv("RELAYCTL_CONFIG"), state_dir=os.getenv("RELAYCTL_STATE_DIR")):
         yield
-        await asyncio.gather(*(peer.close() for peer in list(stream.pcs.values())))
 
 
 app = FastAPI(lifespan=lifespan)

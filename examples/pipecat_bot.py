@@ -27,12 +27,8 @@ from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.audio.vad_processor import VADProcessor
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.base_transport import TransportParams
+from pipecat.transports.smallwebrtc import request_handler
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
-from pipecat.transports.smallwebrtc.request_handler import (
-    SmallWebRTCPatchRequest,
-    SmallWebRTCRequest,
-    SmallWebRTCRequestHandler,
-)
 from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from pipecat.workers.runner import WorkerRunner
 
@@ -71,9 +67,8 @@ class Parrot(FrameProcessor):
 
 async def run_bot(connection: SmallWebRTCConnection) -> None:
     """One call, from its answer to its end."""
-    transport = SmallWebRTCTransport(
-        connection, TransportParams(audio_in_enabled=True, audio_out_enabled=True)
-    )
+    params = TransportParams(audio_in_enabled=True, audio_out_enabled=True)
+    transport = SmallWebRTCTransport(connection, params)
     detector = VADProcessor(vad_analyzer=SileroVADAnalyzer())
     worker = PipelineWorker(Pipeline([transport.input(), detector, Parrot(), transport.output()]))
 
@@ -89,20 +84,18 @@ async def run_bot(connection: SmallWebRTCConnection) -> None:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """The one UDP socket of all calls."""
-    async with transceiver.Hub.open(
-        os.environ.get("RELAYCTL_CONFIG"), state_dir=os.environ.get("RELAYCTL_STATE_DIR")
-    ):
+    async with transceiver.Hub.open(os.getenv("RELAYCTL_CONFIG"), state_dir=os.getenv("RELAYCTL_STATE_DIR")):
         yield
         await handler.close()
 
 
 app = FastAPI(lifespan=lifespan)
 app.add_api_route("/", lambda: HTMLResponse(_PAGE))
-handler = SmallWebRTCRequestHandler()
+handler = request_handler.SmallWebRTCRequestHandler()
 
 
 @app.post("/api/offer")
-async def offer(request: SmallWebRTCRequest, background: BackgroundTasks) -> dict[str, str] | None:
+async def offer(request: request_handler.SmallWebRTCRequest, background: BackgroundTasks) -> dict[str, str]:
     """Answers an offer, as pipecat's own runner does."""
 
     async def start(connection: SmallWebRTCConnection) -> None:
@@ -112,7 +105,7 @@ async def offer(request: SmallWebRTCRequest, background: BackgroundTasks) -> dic
 
 
 @app.patch("/api/offer")
-async def trickle(request: SmallWebRTCPatchRequest) -> dict[str, str]:
+async def trickle(request: request_handler.SmallWebRTCPatchRequest) -> dict[str, str]:
     """Takes a client's candidates, of which a lite agent needs none."""
     await handler.handle_patch_request(request)
     return {"status": "success"}

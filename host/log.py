@@ -20,3 +20,5 @@ def configure_logging() -> None:
     # Both tell at INFO of every transport that they make or end.
     for library in ("aioice", "aiortc"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # Writes a line for each packet that cannot be decoded: the client, not the operator, decides how many.
+    logging.getLogger("aiortc.rtcrtpreceiver").setLevel(logging.ERROR)

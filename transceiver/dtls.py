@@ -13,6 +13,7 @@ from aiortc.stats import RTCStatsReport, RTCTransportStats
 from OpenSSL import SSL
 
 from transceiver.connection import MuxConnection
+from transceiver.guards import BoundedRouter, SctpGuard
 from transceiver.ice import Path
 from transceiver.media.context import PeerObserver
 from transceiver.media.receiver import VoiceReceiver
@@ -26,6 +27,11 @@ from wire.rtp import RtpPacket, parse_rtp_untrusted
 
 _CM_TAG_BYTES = 10
 _MAX_RECORD_BYTES = 1500
+# pylibsrtp's buffer, which has to hold an outgoing packet's tag too: with a longer one it raises ValueError.
+_MAX_SRTP_BYTES = 1500
+_MAX_PLAIN_BYTES = _MAX_SRTP_BYTES - pylibsrtp.SRTP_MAX_TRAILER_LEN
+# libsrtp keeps state for each SSRC. A browser sends a stream or two, and takes a new SSRC now and then.
+_MAX_SSRCS = 64
 _REPLAYED = "replay"  # libsrtp's srtp_err_status_replay_fail and _replay_old, by their text
 # What a peer of aiortc's own receivers may hold up before we drop.
 _MAX_STOCK_TASKS = 256
@@ -55,10 +61,13 @@ class _AuthenticatedDataReceiver:
 
     def __init__(self, receiver: Any, connection: MuxConnection, observer: PeerObserver) -> None:
         self._receiver = receiver
+        self._guard = SctpGuard(receiver)
         self._connection = connection
         self._observer = observer
+        self.handled = 0
 
     async def _handle_data(self, data: bytes) -> None:
+        self.handled += 1
         record = self._connection.received
         # https://www.rfc-editor.org/rfc/rfc6347#section-4.1: epoch and sequence number at 3, length at 11. Of several
         # records in a datagram only one need be authentic, so they prove nothing; DTLS 1.3 encrypts the number
@@ -66,9 +75,15 @@ class _AuthenticatedDataReceiver:
         if 20 <= record[0] <= 25 and len(record) == 13 + int.from_bytes(record[11:13], "big"):
             newest = self._connection.agent.is_newest_record(int.from_bytes(record[3:11], "big"))
             self._connection.authenticated(newest=newest)
+        refusal = self._guard.refusal_untrusted(data)
+        if refusal is not None:
+            self._observer.count(refusal)
+            return
         try:
             await self._receiver._handle_data(data)
-        except (ValueError, IndexError, KeyError, AssertionError, struct.error):
+        except ConnectionError:
+            raise
+        except Exception:  # noqa: BLE001  # aiortc, and applications' handlers, raise whatever a strange peer makes them trip over
             self._observer.count("sctp_malformed")
 
 
@@ -87,6 +102,8 @@ class MuxDtlsTransport(RTCDtlsTransport):
         self._observer = observer
         self._voices: dict[int, list[VoiceReceiver]] = {}  # by payload type
         self._reports: dict[VoiceReceiver | VoiceSender, Reports] = {}
+        self._ssrcs: set[bytes] = set()
+        self._rtp_router = BoundedRouter()
         self._has_stock_media = False
         self._stock_tasks: set[asyncio.Task[None]] = set()
 
@@ -98,11 +115,22 @@ class MuxDtlsTransport(RTCDtlsTransport):
             self._connection.deliver_srtp(self._receive_srtp_untrusted)
 
     def _receive_srtp_untrusted(self, datagram: bytes, path: Path, relay: Address) -> None:
+        rtcp = is_rtcp(datagram)
+        # https://www.rfc-editor.org/rfc/rfc3711#section-3: neither is encrypted
+        ssrc = datagram[4:8] if rtcp else datagram[8:12]
+        if len(datagram) > _MAX_SRTP_BYTES:
+            self._observer.count("srtp_oversized")
+            return
+        if ssrc not in self._ssrcs and len(self._ssrcs) >= _MAX_SSRCS:
+            self._observer.count("srtp_excess")
+            return
         try:
-            if is_rtcp(datagram):
-                self._receive_rtcp_untrusted(self._rx_srtp.unprotect_rtcp(datagram), datagram, path, relay)
+            plain = self._rx_srtp.unprotect_rtcp(datagram) if rtcp else self._rx_srtp.unprotect(datagram)
+            self._ssrcs.add(ssrc)  # only now: what is forged takes no place
+            if rtcp:
+                self._receive_rtcp_untrusted(plain, datagram, path, relay)
             else:
-                self._receive_rtp_untrusted(self._rx_srtp.unprotect(datagram), path, relay)
+                self._receive_rtp_untrusted(plain, path, relay)
         except pylibsrtp.Error as error:
             self._observer.count("srtp_replayed" if _REPLAYED in str(error) else "srtp_forged")
         except WireError as error:
@@ -154,8 +182,11 @@ class MuxDtlsTransport(RTCDtlsTransport):
     # SRTP out
 
     def send_rtp(self, packet: bytes) -> bool:
-        """Encrypt and send a packet; False while there are no keys."""
+        """Encrypt and send a packet; False while there are no keys, or if it is longer than can be sent."""
         if self._state is not State.CONNECTED:
+            return False
+        if len(packet) > _MAX_PLAIN_BYTES:
+            self._observer.count("send_oversized")
             return False
         self._connection.send_now(self._tx_srtp.protect(packet))
         return True
@@ -230,10 +261,14 @@ class MuxDtlsTransport(RTCDtlsTransport):
             await super()._send_data(data)
 
     async def _recv_next(self) -> None:
+        receiver = self._data_receiver
+        handled = receiver.handled if isinstance(receiver, _AuthenticatedDataReceiver) else 0
         await super()._recv_next()
         # aiortc reads one record of a datagram and leaves the others for the next, which would be taken for their origin.
         if self.encrypted and self._ssl and classify(self._connection.received) is PacketClass.DTLS:
             await self._read_further_records(self._ssl)
+            if isinstance(receiver, _AuthenticatedDataReceiver) and receiver.handled == handled:
+                self._observer.count("dtls_no_data")  # forged, replayed, or of the handshake
 
     async def _read_further_records(self, ssl: SSL.Connection) -> None:
         while True:

@@ -4,22 +4,20 @@ aiortc follows lengths and ranges as they come, keeps state for every SSRC, stre
 These names of aiortc are private; tests/transceiver/test_aiortc_names.py fails if a release changes them.
 """
 
-from typing import Any
-
-import aiortc.rtcrtpreceiver
+from aiortc import RTCRtpReceiver
 from aiortc.rtcdtlstransport import RtpReceiver, RtpRouter, RtpSender
+from aiortc.rtcrtpreceiver import StreamStatistics
 from aiortc.rtcsctptransport import RTCSctpTransport
 from aiortc.rtp import AnyRtcpPacket, RtcpByePacket, RtcpRtpfbPacket, RtpPacket
 from google_crc32c import value as crc32c
-from pylibsrtp import Error as SrtpError
-from pylibsrtp import Session as SrtpSession
 
 from wire.errors import WireError
-from wire.rtcp import is_rtcp
 from wire.sctp import HEADER_BYTES, Chunk, ChunkType, gaps_of, parse_sctp_untrusted
 
-# A browser sends one stream of audio and few of video; a receiver report has room for 31.
-_MAX_SSRCS = 16
+# aiortc writes one receiver report for all of them, and a report has room for 31.
+_MAX_STOCK_SSRCS = 31
+# Packets that one NACK gets again: a burst of loss in a video frame.
+_MAX_RETRANSMITTED = 32
 # Data channels that a session may have used at a time; each costs some kilobytes.
 _MAX_STREAMS = 256
 # Chunks beyond the next one that are due: more than fill the window of 1 MiB that we advertise.
@@ -29,10 +27,6 @@ _MAX_HELD = 2048
 _TSN_MODULO = 1 << 32
 _HALF_OF_TSNS = 1 << 31
 _U32_MAX = 0xFFFF_FFFF
-
-SCTP_EXCESS = "sctp_excess"
-SRTP_EXCESS = "srtp_excess"
-SRTP_FORGED = "srtp_forged"
 
 
 class SctpGuard:
@@ -50,34 +44,36 @@ class SctpGuard:
         checksum = crc32c(packet[:8] + bytes(4) + packet[HEADER_BYTES:])
         if parsed.checksum != checksum:
             return "sctp_checksum"
-        if all(self._is_affordable(chunk) for chunk in parsed.chunks):
-            return None
-        return SCTP_EXCESS
+        fits = all(self._is_affordable(chunk) for chunk in parsed.chunks) and self._has_room(parsed.chunks)
+        return None if fits else "sctp_excess"
 
     def _is_affordable(self, chunk: Chunk) -> bool:
-        if chunk.kind == ChunkType.DATA:
-            return self._takes_data(chunk.body)
+        last = self._sctp._last_received_tsn
         if chunk.kind == ChunkType.SACK:
             return self._was_sent(chunk.body)
         if chunk.kind == ChunkType.FORWARD_TSN:
-            # Before INIT there is no TSN to go forward from.
-            streams = {_u16(chunk.body, offset) for offset in range(4, len(chunk.body), 4)}
-            return self._sctp._last_received_tsn is not None and self._has_room(streams)
-        return True
-
-    def _takes_data(self, body: bytes) -> bool:
-        last = self._sctp._last_received_tsn
+            return last is not None  # before INIT there is no TSN to go forward from
+        if chunk.kind != ChunkType.DATA:
+            return True
         if last is None:
             return False
-        ahead = (_u32(body, 0) - last) % _TSN_MODULO
-        if ahead >= _HALF_OF_TSNS:
-            return True  # a duplicate, which aiortc only notes
-        held = sum(len(stream.reassembly) for stream in self._sctp._inbound_streams.values())
-        return ahead <= _MAX_AHEAD and held <= _MAX_HELD and self._has_room({_u16(body, 4)})
+        ahead = (_u32(chunk.body, 0) - last) % _TSN_MODULO
+        # In the other half are duplicates, which aiortc only notes.
+        return ahead <= _MAX_AHEAD or ahead >= _HALF_OF_TSNS
 
-    def _has_room(self, streams: set[int]) -> bool:
-        used = self._sctp._inbound_streams.keys() | self._sctp._data_channels.keys()
-        return len(used | streams) <= _MAX_STREAMS
+    def _has_room(self, chunks: tuple[Chunk, ...]) -> bool:
+        named: set[int] = set()
+        for chunk in chunks:
+            if chunk.kind == ChunkType.DATA:
+                named.add(_u16(chunk.body, 4))
+            elif chunk.kind == ChunkType.FORWARD_TSN:
+                named.update(_u16(chunk.body, offset) for offset in range(4, len(chunk.body), 4))
+        if not named:
+            return True
+        streams = self._sctp._inbound_streams
+        if len(streams.keys() | self._sctp._data_channels.keys() | named) > _MAX_STREAMS:
+            return False
+        return sum(len(stream.reassembly) for stream in streams.values()) <= _MAX_HELD
 
     def _was_sent(self, body: bytes) -> bool:
         # aiortc counts through every gap, and takes an acknowledgement of what is yet to be sent for one of all that is.
@@ -86,58 +82,39 @@ class SctpGuard:
         return outstanding < _HALF_OF_TSNS and (not gaps or gaps[-1][1] <= outstanding)
 
 
-class BoundedSrtp:
-    """Stands in for an incoming SRTP session: libsrtp keeps state for each SSRC, and takes 1500 bytes."""
-
-    def __init__(self, session: SrtpSession, observer: Any) -> None:
-        self._session = session
-        self._observer = observer
-        self._ssrcs: set[bytes] = set()
-
-    def unprotect(self, packet: bytes) -> bytes:
-        """See pylibsrtp's Session."""
-        return self._unprotect(packet, packet[8:12])
-
-    def unprotect_rtcp(self, packet: bytes) -> bytes:
-        """See pylibsrtp's Session."""
-        return self._unprotect(packet, packet[4:8])
-
-    def _unprotect(self, packet: bytes, ssrc: bytes) -> bytes:
-        if ssrc not in self._ssrcs and len(self._ssrcs) >= _MAX_SSRCS:
-            self._observer.count(SRTP_EXCESS)
-            raise SrtpError("too many SSRCs")
-        try:
-            unprotect = self._session.unprotect_rtcp if is_rtcp(packet) else self._session.unprotect
-            plain: bytes = unprotect(packet)
-        except (SrtpError, ValueError) as error:  # ValueError: it is too long
-            self._observer.count(SRTP_FORGED)
-            raise SrtpError(str(error)) from None
-        self._ssrcs.add(ssrc)  # only now: a forged packet must not take a place
-        return plain
-
-
 class BoundedRouter(RtpRouter):
     """Leads packets to aiortc's receivers and senders, with bounds on what they are made to do."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ssrcs: set[int] = set()
+
     def route_rtp(self, packet: RtpPacket) -> RtpReceiver | None:
-        """See the base class, which remembers every SSRC."""
-        if packet.ssrc not in self.ssrc_table and len(self.ssrc_table) >= 2 * _MAX_SSRCS:
-            return None
-        return super().route_rtp(packet)
+        """See the base class, which remembers every SSRC, as receivers do."""
+        if packet.ssrc not in self._ssrcs:
+            if len(self._ssrcs) >= _MAX_STOCK_SSRCS:
+                return None
+            self._ssrcs.add(packet.ssrc)
+        receiver = super().route_rtp(packet)
+        if not packet.payload and isinstance(receiver, RTCRtpReceiver) and receiver.track.kind == "audio":
+            return None  # an empty packet is the end of all for FFmpeg's decoders
+        return receiver
 
     def route_rtcp(self, packet: AnyRtcpPacket) -> set[RtpReceiver | RtpSender]:
-        """Without BYE, which would stop a receiver for ever, and NACK, as one asks for up to 5,000 packets."""
-        if isinstance(packet, (RtcpByePacket, RtcpRtpfbPacket)):
+        """Without BYE, which would stop a receiver for ever; of a NACK, which may ask for 5,000 packets, the first few."""
+        if isinstance(packet, RtcpByePacket):
             return set()
+        if isinstance(packet, RtcpRtpfbPacket):
+            packet.lost = list(dict.fromkeys(packet.lost))[:_MAX_RETRANSMITTED]
         return super().route_rtcp(packet)
 
 
-def _jitter(statistics: aiortc.rtcrtpreceiver.StreamStatistics) -> int:
+def _jitter(statistics: StreamStatistics) -> int:
     """As a receiver report can say it: timestamps that leap make it exceed 32 bits, and the report could not be written."""
     return min(statistics._jitter_q4 >> 4, _U32_MAX)
 
 
-aiortc.rtcrtpreceiver.StreamStatistics.jitter = property(_jitter)  # type: ignore[assignment, method-assign]
+StreamStatistics.jitter = property(_jitter)  # type: ignore[assignment, method-assign]
 
 
 def _u16(body: bytes, offset: int) -> int:

@@ -22,7 +22,10 @@ class OfferError(ValueError):
     """
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+        # It quotes the offer: a terminal that shows the answer must not obey what is in there.
+        super().__init__(
+            "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in message)
+        )
         self.status = status
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.transceiver.favour import favour
 from bench.transceiver.load import LoadJob
-from bench.transceiver.variants import VIP, Served, favour
+from bench.transceiver.variants import VIP, Served
 from bench.transceiver.vitals import socket_drops, waited_ns
 
 

@@ -8,16 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from bench.peers.process import running
 from bench.peers.relayctl import RELAYCTL
+from bench.transceiver.favour import favour
 from cli.admin import ask
 from host.state_dir import StateDir
 
 VIP = "127.0.0.1:3478"
 STOCK = "stock aiortc"
-_NICENESS = -15
 _CONFIG = """
 [fleet]
 vip = ["{vip}"]
@@ -88,15 +86,6 @@ def served(variant: Variant, core: int) -> Iterator[Served]:
         with start(variant, Path(directory), core) as made:
             favour(made.pid)
             yield made
-
-
-def favour(pid: int) -> None:
-    """What else this machine does must not take a process's core; where we may. It leads or is of a session of its own."""
-    with contextlib.suppress(psutil.AccessDenied):
-        psutil.Process(pid).nice(_NICENESS)
-    # sched(7), autogroup: without it niceness counts within a session only
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(f"{_NICENESS}\n")
 
 
 @contextlib.contextmanager

@@ -133,6 +133,11 @@ class Caller:
         """From now on we have heard nothing."""
         self._recording.clear()
 
+    async def vanish(self) -> None:
+        """As a client whose battery is empty: its sockets are closed, and nothing is said."""
+        for transport in self.peer._RTCPeerConnection__iceTransports:  # type: ignore[attr-defined]  # private
+            await transport._connection.close()
+
     async def close(self) -> None:
         """Hang up."""
         await self.peer.close()

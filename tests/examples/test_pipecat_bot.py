@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from tests.examples.app import serving
-from tests.examples.caller import calling
+from tests.examples.caller import calling, until
 from tests.examples.checks import PITCHES_HZ, check_two_calls
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -46,6 +46,19 @@ async def test_what_pipecats_own_client_does(tmp_path: Path, examples_python: Pa
                 await first.wait_for_end()
                 await second.wait_for_own_voice(0.5)
                 assert len(app.udp_addresses()) == 1
+
+
+async def test_bot_of_a_client_that_vanished_ends(tmp_path: Path, examples_python: Path) -> None:
+    with serving(examples_python, "pipecat_bot.py", tmp_path) as app:
+        async with calling(f"{app.url}/api/offer", PITCHES_HZ[0]) as caller:
+            await caller.wait_for_own_voice(0.5)
+            await caller.vanish()
+            log = tmp_path / "pipecat_bot.py.log"
+            assert "has finished" not in log.read_text()
+            # consent lasts for 30 s
+            await until(
+                lambda: "Pipeline worker PipelineWorker#0 has finished" in log.read_text(), "end of the bot"
+            )
 
 
 async def _trickle(url: str, pc_id: str) -> None:

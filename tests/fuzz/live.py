@@ -7,25 +7,53 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
+from enum import StrEnum
+from functools import partial
 from itertools import count
 from struct import pack
 from typing import Any, TypeVar
 
 import pylibsrtp
+from aiortc import RTCRtpSender
 from aiortc.rtcdtlstransport import RTCDtlsTransport
 from aiortc.rtcsctptransport import RTCSctpTransport
 from google_crc32c import value as crc32c
+from pylibsrtp._binding import ffi  # type: ignore[import-not-found]  # compiled, without types
 
 from tests.transceiver.caller import Caller, RelayShim, calling
 from tests.transceiver.processes import Process, serving
+from transceiver.backend.echo import EchoBackend
+from transceiver.media.settings import AudioSettings, MediaPath
 from transceiver.session import Session
+from wire.address import Address
+from wire.demux import PacketClass, classify
+from wire.rtcp import is_rtcp
 
 T = TypeVar("T")
 
 # Longer than any machine's load: only a call that is dead takes it.
-_PATIENCE_S = 6.0
+_PATIENCE_S = 30.0
+# A data channel that did not answer within this is taken for dead, which only costs a new call.
+_DEAD_S = 0.1
+_SRTP_BUFFER_BYTES = 4096
+ANY_SSRC = bytes.fromhex("12345678")
 # https://www.rfc-editor.org/rfc/rfc9260#section-3.2: what RFC 8261 runs over DTLS
 _DATA, _INIT, _SACK, _FORWARD_TSN = 0, 1, 3, 192
+
+
+class Media(StrEnum):
+    """Who handles the audio of both calls."""
+
+    PASSTHROUGH = "passthrough"
+    TRANSCODE = "transcode"
+    AIORTC = "aiortc"
+
+
+_OPTIONS: dict[Media, dict[str, Any]] = {
+    Media.PASSTHROUGH: {},
+    Media.TRANSCODE: {"make_backend": partial(EchoBackend, transcode=True)},
+    Media.AIORTC: {"audio": AudioSettings(path=MediaPath.AIORTC)},
+}
 
 
 class _Complaints(logging.Handler):
@@ -34,6 +62,8 @@ class _Complaints(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
+        # What a client cannot decode, it is sent by the attacker itself; host/log.py silences it for ours.
+        self.addFilter(lambda record: record.name != "aiortc.rtcrtpreceiver")
 
     def emit(self, record: logging.LogRecord) -> None:
         """See the base class."""
@@ -43,11 +73,11 @@ class _Complaints(logging.Handler):
 class Live:
     """Opened and used from outside of its event loop, as a function under hypothesis is."""
 
-    def __init__(self) -> None:
+    def __init__(self, media: Media) -> None:
+        self.media = media
         self._runner = asyncio.Runner()
         self._complaints = _Complaints()
         self._said = count(1)
-        self._sequence_number = count(1)
 
     # life
 
@@ -70,10 +100,12 @@ class Live:
     async def _open(self) -> None:
         asyncio.get_running_loop().set_exception_handler(self._complain)
         self._stack = AsyncExitStack()
-        shim = RelayShim()
+        shim = self._shim = RelayShim()
         shim.start()
         self._stack.callback(shim.stop)
-        self.process: Process = await self._stack.enter_async_context(serving(vips=(shim.vip,)))
+        self.process: Process = await self._stack.enter_async_context(
+            serving(vips=(shim.vip,), **_OPTIONS[self.media])
+        )
         shim.transceiver = self.process.address
         self.bystander = await self._dial()
         self.bystander_session = self._newest()
@@ -85,6 +117,8 @@ class Live:
         await self._connect(self.attacker)
         self.session = self._newest()
         self._steel(self._sctp)
+        numbers = self._number_packets(self._dtls)
+        await _until(lambda: pack("!I", self._sender._ssrc) in numbers)
 
     def _steel(self, sctp: RTCSctpTransport) -> None:
         """The attacker's own aiortc must not stumble over answers to what it never asked."""
@@ -95,6 +129,24 @@ class Live:
                 await handle_data(data)
 
         sctp._handle_data = handle_any  # type: ignore[method-assign]
+
+    def _number_packets(self, dtls: RTCDtlsTransport) -> dict[bytes, "count[int]"]:
+        """What is sent in between must not take the sequence numbers of the client's own packets."""
+        send = dtls._send_rtp
+        numbers: dict[bytes, count[int]] = {}
+
+        async def send_in_order(packet: bytes) -> None:
+            if len(packet) >= 12 and not is_rtcp(packet):
+                own = count(int.from_bytes(packet[2:4], "big"))
+                number = next(numbers.setdefault(packet[8:12], own)) & 0xFFFF
+                packet = packet[:2] + pack("!H", number) + packet[4:]
+            await send(packet)
+
+        dtls._send_rtp = send_in_order  # type: ignore[assignment, method-assign]
+        # Browsers have no limit of 1356 bytes.
+        dtls._tx_srtp._cdata = ffi.new("unsigned char[]", _SRTP_BUFFER_BYTES)
+        dtls._tx_srtp._buffer = ffi.buffer(dtls._tx_srtp._cdata)
+        return numbers
 
     async def _dial(self) -> Caller:
         caller = await self._stack.enter_async_context(calling())
@@ -115,7 +167,7 @@ class Live:
                 return True
             self.attacker.channel.send(message)
             with suppress(TimeoutError):
-                await _until(lambda: message in self.attacker.echoes, 0.3)
+                await _until(lambda: message in self.attacker.echoes, _DEAD_S)
             return message not in self.attacker.echoes
 
         if self._run(is_dead()):
@@ -127,7 +179,7 @@ class Live:
         async def again() -> None:
             await self.process.public.delete(self.attacker.location)
             await self._attackers.aclose()
-            await _until(lambda: len(self.process.hub) == 1)
+            await _until(lambda: len(self.process.sessions) == 1)
             await self._dial_attacker()
 
         self._run(again())
@@ -144,16 +196,18 @@ class Live:
         self._run(burst())
 
     async def send_rtp(self, packet: bytes) -> None:
-        """Under the client's SRTP key; what libsrtp does not encrypt is sent as it is, and fails authentication.
+        """Under the client's SRTP key, between its own packets; what libsrtp does not encrypt goes out as it is.
 
-        The sequence number is made a new one, or the replay window would drop all but the first.
+        The SSRC 0x12345678 stands for that of the client's audio. Every packet gets the next sequence number of its SSRC, or
+        the replay window would drop it.
         """
-        number = next(self._sequence_number) & 0xFFFF
-        await self._send_srtp(packet[:2] + pack("!H", number) + packet[4:] if len(packet) >= 4 else packet)
-
-    async def send_own_rtp(self, packet: bytes) -> None:
-        """As ``send_rtp``, with the sequence number as it stands."""
+        if packet[8:12] == ANY_SSRC:
+            packet = packet[:8] + pack("!I", self._sender._ssrc) + packet[12:]
         await self._send_srtp(packet)
+
+    async def send_numbered_rtp(self, packet: bytes) -> None:
+        """Under the client's SRTP key, with SSRC and sequence number as they stand."""
+        await self._dtls.transport._send(self._dtls._tx_srtp.protect(packet))
 
     async def send_rtcp(self, packet: bytes) -> None:
         """Under the client's SRTCP key."""
@@ -189,6 +243,43 @@ class Live:
         """From the client's validated address, under no key."""
         await self._dtls.transport._send(datagram)
 
+    def await_data_to_acknowledge(self) -> None:
+        """Return while an echo is on its way, whose acknowledgement is the attacker's to forge."""
+
+        async def say() -> None:
+            self.attacker.channel.send("to be acknowledged")
+            async with asyncio.timeout(_PATIENCE_S):
+                while not self.server_sctp._sent_queue:  # noqa: ASYNC110  # aiortc sets no event
+                    await asyncio.sleep(0)
+
+        self._run(say())
+
+    @property
+    def due_tsn(self) -> int:
+        """The TSN that the transceiver expects of the attacker."""
+        return self._sctp._local_tsn
+
+    def call_with_forged_handshake(self, datagram: bytes) -> None:
+        """A third client calls; ``datagram`` arrives in front of each of its DTLS datagrams. Connected or ended, it is over."""
+
+        async def call() -> None:
+            known = {client for _, client in self._shim.up}
+
+            def forge(sent: bytes, client: Address) -> list[tuple[bytes, Address]]:
+                forged = classify(sent) is PacketClass.DTLS and client not in known
+                return [(datagram, client), (sent, client)] if forged else [(sent, client)]
+
+            self._shim.uplink = forge
+            async with calling() as caller:
+                await caller.dial(self.process)
+                session = self._newest()
+                await _until(lambda: session.is_connected or len(self.process.sessions) == 2)
+                await self.process.public.delete(caller.location)
+                await _until(lambda: len(self.process.sessions) == 2)
+            self._shim.uplink = lambda sent, client: [(sent, client)]
+
+        self._run(call())
+
     # what must be so afterwards
 
     def require_calls_go_on(self, *, data: bool = True) -> None:
@@ -203,10 +294,10 @@ class Live:
             for caller in talking:
                 caller.channel.send(message)
             await _until(lambda: all(message in caller.echoes for caller in talking))
-            await _until(lambda: all(caller.loud_frames >= 2 for caller in callers))
+            await _until(lambda: all(caller.loud_frames for caller in callers))
 
         self._run(go_on())
-        assert len(self.process.hub) == 2
+        assert len(self.process.sessions) == 2
         assert not self.bystander_session.counters
         self._require_silence()
 
@@ -215,10 +306,43 @@ class Live:
         """Of the attacker's session and of the mux, together."""
         return self.session.counters + self.process.mux.counters
 
-    def counted(self, before: Counter[str]) -> dict[str, int]:
+    def counted(self, before: Counter[str]) -> Counter[str]:
         """What was counted since; what arrives all the time is left out."""
-        usual = {"checks", "media"}
-        return {name: value for name, value in (self.counters - before).items() if name not in usual}
+        since = self.counters - before
+        for usual in ("checks", "media"):
+            del since[usual]
+        return since
+
+    @property
+    def own_ssrc(self) -> int:
+        """Of the attacker's audio."""
+        return self._sender._ssrc
+
+    @property
+    def server_sctp(self) -> RTCSctpTransport:
+        """The transceiver's end of the attacker's association."""
+        sctp = self.session.peer.sctp
+        assert sctp is not None
+        return sctp
+
+    def reports_received(self) -> int:
+        """RTCP datagrams that the transceiver sent to the attacker."""
+        return sum(
+            classify(datagram) is PacketClass.RTP and is_rtcp(datagram)
+            for datagram, to in self._shim.down
+            if to == self._attackers_address
+        )
+
+    def has_ticked(self, ticks: int) -> bool:
+        """Whether so many packets of the bystander's came since the last question."""
+        heard = self.bystander.loud_frames
+        self.bystander.loud_frames = 0 if heard >= ticks else heard
+        return heard >= ticks
+
+    @property
+    def _attackers_address(self) -> Address | None:
+        selected = self.session.agent.selected
+        return selected.client if selected else None
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         """Let the calls run until ``condition`` holds."""
@@ -237,7 +361,11 @@ class Live:
         self._complaints.lines.append(f"{context['message']}: {context.get('exception')!r}")
 
     def _newest(self) -> Session:
-        return list(self.process.hub._sessions.values())[-1]
+        return list(self.process.sessions._sessions.values())[-1]
+
+    @property
+    def _sender(self) -> RTCRtpSender:
+        return self.attacker.peer.getSenders()[0]
 
     @property
     def _dtls(self) -> RTCDtlsTransport:

@@ -18,9 +18,9 @@ import pytest
 from aioice import Candidate, Connection
 from aiortc import RTCCertificate, RTCConfiguration, RTCIceTransport, RTCPeerConnection, RTCSctpTransport
 from aiortc.codecs.base import Decoder, Encoder
-from aiortc.rtcdtlstransport import RTCDtlsTransport, State
+from aiortc.rtcdtlstransport import RTCDtlsTransport, RtpRouter, State
 from aiortc.rtcicetransport import RTCIceGatherer
-from aiortc.rtcrtpreceiver import RTCRtpReceiver
+from aiortc.rtcrtpreceiver import RTCRtpReceiver, StreamStatistics
 from aiortc.rtcrtpsender import RTCRtpSender
 
 from tests.transceiver.checks import CREDENTIAL, VIP, VIP_V6, Clock
@@ -76,6 +76,8 @@ def test_version_is_the_pinned_one(package: str) -> None:
         (RTCCertificate, "_create_ssl_context", ["self", "srtp_profiles"]),
         (RTCSctpTransport, "_handle_data", ["self", "data"]),
         (aiortc.rtp, "compute_audio_level_dbov", ["frame"]),
+        (RtpRouter, "route_rtp", ["self", "packet"]),
+        (RtpRouter, "route_rtcp", ["self", "packet"]),
     ],
 )
 def test_method_exists_with_its_parameters(owner: object, name: str, parameters: list[str]) -> None:
@@ -159,6 +161,27 @@ async def test_track_that_aiortc_makes_gives_its_name_to_ours() -> None:
     assert (type(receiver.track), receiver.track.id) == (VoiceTrack, "its-id")
     assert receiver._track is receiver.track
     await connection.close()
+
+
+async def test_attributes_exist_on_an_association() -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    connection.createDataChannel("events")
+    sctp = connection.sctp
+    assert sctp is not None
+    assert sctp._last_received_tsn is None
+    assert 0 <= sctp._local_tsn < 1 << 32
+    assert (sctp._inbound_streams, sctp._data_channels) == ({}, {})
+    assert sctp._get_inbound_stream(1).reassembly == []
+    assert type(sctp.transport._rtp_router) is RtpRouter
+    await connection.close()
+
+
+def test_jitter_is_computed_from_what_the_bound_replaces() -> None:
+    statistics = StreamStatistics(48_000)
+    statistics._jitter_q4 = 1 << 40
+    assert statistics.jitter == 0xFFFF_FFFF
+    statistics._jitter_q4 = 99 << 4
+    assert statistics.jitter == 99
 
 
 async def test_every_transport_is_made_by_the_method_that_is_overridden() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import re
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from transceiver.media.receiver import VoiceReceiver
 from transceiver.media.sender import VoiceSender
 from transceiver.media.settings import AudioSettings, MediaPath
 from transceiver.peer import RelayedPeerConnection
+from wire.address import Address
+from wire.rtcp import is_rtcp
 
 pytestmark = pytest.mark.usefixtures("no_task_left")
 
@@ -215,6 +219,15 @@ async def test_sections_are_told_apart(app: Application, told: str) -> None:
     await ours.setLocalDescription(await ours.createAnswer())
     await client.setRemoteDescription(RTCSessionDescription(ours.localDescription.sdp, "answer"))
     await until(lambda: len(hears.loud) == 2 and hears.loud[1] >= 10)
+    if told == "by MID":  # and the same once more
+        [_, receiver] = ours.getReceivers()
+        assert isinstance(receiver, VoiceReceiver)
+        named = receiver.signalled_ssrcs
+        await ours.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+        await ours.setLocalDescription(await ours.createAnswer())
+        before = hears.loud[1]
+        await until(lambda: hears.loud[1] >= before + 10)
+        assert receiver.signalled_ssrcs == named
     assert hears.loud[0] == 0
     assert not ours.counters
 
@@ -354,6 +367,53 @@ async def test_track_of_the_client_is_relayed_to_several_connections(app: Applic
     await until(lambda: all(listener.loud and listener.loud[0] >= 10 for listener in listeners))
 
 
+async def test_one_section_is_stopped_and_the_call_goes_on(app: Application) -> None:
+    ours, client = await app.make("tone", "audio"), await app.make_client("tone", "tone", "data")
+    hears, heard = app.listen(ours), app.listen(client)
+    echo_messages(ours)
+    await negotiate(client, ours)
+    await until(lambda: len(hears.loud) == 2 and min(hears.loud) >= 3 and heard.loud[0] >= 3)
+    await ours.getTransceivers()[0].stop()
+    await until(lambda: "ended" in [track.readyState for track in hears.tracks])
+    going_on = 1 - [track.readyState for track in hears.tracks].index("ended")
+    before = hears.loud[going_on]
+    await until(lambda: hears.loud[going_on] >= before + 5)
+    assert client.sctp is not None
+    [channel] = client.sctp._data_channels.values()
+    await say(channel, "still here")
+
+
+async def test_what_the_network_loses_and_reorders_is_heard_in_order_and_told(app: Application) -> None:
+    ours, client = await app.make("audio"), await app.make_client("tone")
+    hears = app.listen(ours)
+    kept: list[tuple[bytes, Address]] = []
+    count = 0
+
+    def lose_and_reorder(datagram: bytes, source: Address) -> list[tuple[bytes, Address]]:
+        nonlocal count
+        if not 128 <= datagram[0] <= 191 or is_rtcp(datagram):
+            return [(datagram, source)]
+        count += 1
+        if count % 10 == 3:
+            return []
+        if count % 10 == 7:
+            kept.append((datagram, source))
+            return []
+        delivered = [(datagram, source), *kept]
+        kept.clear()
+        return delivered
+
+    app.shim.uplink = lose_and_reorder
+    await negotiate(client, ours)
+    await until(lambda: hears.loud and hears.loud[0] >= 100)
+    up = ours.describe()["up"]
+    assert up["lost"] >= 8
+    assert up["concealed"] + up["late"] >= up["lost"] - 2
+    assert up["reordered"] >= 8
+    sent = up["packets"] + up["lost"]
+    assert sent - 10 <= hears.loud[0] <= sent + up["filled"] + 1
+
+
 async def test_blackhole_and_statistics_as_applications_use_them(app: Application) -> None:
     ours, client = await app.make("tone"), await app.make_client("tone")
     blackhole = MediaBlackhole()
@@ -377,6 +437,28 @@ async def test_blackhole_and_statistics_as_applications_use_them(app: Applicatio
     assert theirs["inbound-rtp"].packetsLost == 0
     with contextlib.suppress(asyncio.CancelledError):
         await blackhole.stop()
+
+
+async def test_connection_that_was_closed_is_no_longer_in_memory(app: Application) -> None:
+    async def call() -> list[weakref.ref[Any]]:
+        ours, client = RelayedPeerConnection(), await app.make_client("tone")
+        ours.addTrack(Tone())
+        hears = app.listen(ours)
+        await negotiate(client, ours)
+        await until(lambda: hears.loud and hears.loud[0] >= 2)
+        made = [weakref.ref(thing) for thing in (ours, *ours.getReceivers(), *ours.getSenders())]
+        await ours.close()
+        await hears.close()
+        hears.tracks.clear()
+        return made
+
+    gone = [ref for _ in range(3) for ref in await call()]
+
+    def is_gone() -> bool:
+        gc.collect()
+        return not any(ref() is not None for ref in gone)
+
+    await until(is_gone)
 
 
 async def test_track_is_replaced_while_the_call_runs(app: Application) -> None:

@@ -5,6 +5,7 @@ import contextlib
 
 from aiortc import MediaStreamTrack, RTCDataChannel
 from aiortc.mediastreams import MediaStreamError
+from av import AudioFrame
 from av.frame import Frame
 
 from transceiver.peer import RelayedPeerConnection
@@ -96,8 +97,14 @@ class _TrackEcho:
         self._pumps.append(asyncio.create_task(self._pump(track, echo)))
 
     async def _pump(self, track: MediaStreamTrack, echo: _EchoTrack | None) -> None:
+        taken: tuple[str, int] | None = None
         with contextlib.suppress(MediaStreamError):
             while True:
                 frame = await track.recv()
-                if echo is not None and isinstance(frame, Frame):
+                if echo is None or not isinstance(frame, AudioFrame):
+                    continue
+                # aiortc's sender ends when the client changes its codec, and with it the rate: what differs is not echoed.
+                shape = frame.layout.name, frame.sample_rate
+                taken = taken or shape
+                if shape == taken:
                     echo.put(frame)

@@ -101,6 +101,8 @@ class OpusDecoder:
         return self._run(None, samples, 0)
 
     def _run(self, packet: bytes | None, samples: int, fec: int) -> bytes:
+        if samples > MAX_SAMPLES:
+            raise OpusError(f"{samples} samples are more than a packet of Opus has")
         length = 0 if packet is None else len(packet)
         count = self._decode(self._state, packet, length, _pcm_at, samples // self._divisor, fec)
         if count < 0:

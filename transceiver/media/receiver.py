@@ -81,10 +81,14 @@ class VoiceReceiver(RTCRtpReceiver):
         """See the base class. Each description that is applied comes here: its source may be another."""
         if self._is_stopped:
             return
+        heard = self._codecs.get(self._decoder_type)
         self._codecs = {
             codec.payloadType: codec for codec in parameters.codecs if codec.payloadType is not None
         }
-        self.signalled_ssrcs = frozenset(encoding.ssrc for encoding in parameters.encodings)
+        if heard is not None and self._codecs.get(self._decoder_type) != heard:
+            self._decoder = self._jitter_buffer = None
+        if parameters.encodings:  # else by MID, which is not in every packet
+            self.signalled_ssrcs = frozenset(encoding.ssrc for encoding in parameters.encodings)
         self._mid = parameters.muxId.encode()
         self._mid_extension = next((e.id for e in parameters.headerExtensions if e.uri == _MID_URI), 0)
         self.transport._register_rtp_receiver(self, parameters)
@@ -182,6 +186,12 @@ class VoiceReceiver(RTCRtpReceiver):
         if self.statistics is not None and self.statistics.ssrc == report.ssrc:
             self.statistics.note_sender_report(report.ntp_timestamp, now)
             self._sender_report = report
+
+    def note_goodbye(self, ssrcs: tuple[int, ...]) -> None:
+        """The client ends these sources: no silence of theirs is heard, and another takes over at once."""
+        if self.statistics is not None and self.statistics.ssrc in ssrcs:
+            self._heard_at = float("-inf")
+            self._jitter_buffer = None
 
     def describe(self) -> dict[str, Any]:
         """What came from the client, for ``sessions``."""

@@ -63,6 +63,7 @@ class Reports:
     def receive(self, packet: RtcpPacket, now: float) -> None:
         """Handle one authentic packet of the client."""
         if isinstance(packet, Bye):
+            self._receiver.note_goodbye(packet.ssrcs)
             return
         if isinstance(packet, SenderReport):
             self._receiver.note_sender_report(packet, now)

@@ -60,6 +60,7 @@ class VoiceSender(RTCRtpSender):
         self.octets = 0
         self.rtp_timestamp = 0
         self.sent_at = float("-inf")
+        self._sent_ends_at = float("-inf")
         self.remote_report: ReportBlock | None = None
         self.round_trip_s: float | None = None
         self.bit_rate = 0.0  # between the last two reports, bit/s of payloads
@@ -69,7 +70,7 @@ class VoiceSender(RTCRtpSender):
         self._payload_type = 0
         self._encoder: Encoder | None = None
         self._format: tuple[int, int] = (0, 0)
-        self._pending = b""
+        self._pending, self._pending_at = b"", 0.0
         # aiortc begins in the lower half too: receivers guess the rollover counter (RFC 3711 section 3.3.1).
         self._sequence_number = secrets.randbelow(0x8000)
         self._timestamp = secrets.randbelow(1 << 32)
@@ -147,7 +148,7 @@ class VoiceSender(RTCRtpSender):
         return self._context.clock() - self.sent_at >= _SILENT_S
 
     def send_pcm(self, pcm: bytes, sample_rate: int | None = None, channels: int | None = None) -> None:
-        """Encode and send PCM16, of any length; what does not fill 20 ms waits for more.
+        """Encode and send PCM16, of any length; what does not fill 20 ms waits for more, but not beyond a silence.
 
         Rate and channels are the settings' by default, and may be any that Opus has.
         """
@@ -158,12 +159,16 @@ class VoiceSender(RTCRtpSender):
         if self._encoder is None or wanted != self._format:
             self._encoder = make_encoder(self._codec, *wanted, settings)
             self._format, self._pending = wanted, b""
+            self._expect_loss()
         frame_bytes = self._format[0] // _PACKETS_PER_S * self._format[1] * 2
-        pcm = self._pending + pcm if self._pending else pcm
+        if self._pending and self._context.clock() - self._pending_at < _SILENT_S:
+            pcm = self._pending + pcm
         for start in range(0, len(pcm) - frame_bytes + 1, frame_bytes):
             if payload := self._encoder.encode(pcm[start : start + frame_bytes]):
                 self.send_encoded(payload)
         self._pending = pcm[len(pcm) - len(pcm) % frame_bytes :]
+        if self._pending:
+            self._pending_at = self._context.clock()
 
     def send_encoded(self, payload: bytes, samples: int | None = None) -> None:
         """Send a payload of the negotiated codec that lasts ``samples`` of its RTP clock; 20 ms by default."""
@@ -172,11 +177,14 @@ class VoiceSender(RTCRtpSender):
             return
         self._forwarding = None  # the next number is used now
         now = self._context.clock()
-        if is_spurt := now - self.sent_at >= _SILENT_S:
-            self._skip_silence(now - self.sent_at, codec)
+        ends_at = self._ends_at
+        if is_spurt := now - ends_at >= _SILENT_S:
+            self._skip_silence(now - ends_at, codec)
         self._send(self._sequence_number, self._timestamp, payload, now, marker=is_spurt)
+        samples = samples or samples_per_packet(codec)
+        self._sent_ends_at = max(now, ends_at) + samples / rtp_clock_rate(codec)
         self._sequence_number = (self._sequence_number + 1) & 0xFFFF
-        self._timestamp = (self._timestamp + (samples or samples_per_packet(codec))) & 0xFFFF_FFFF
+        self._timestamp = (self._timestamp + samples) & 0xFFFF_FFFF
 
     def forward(self, packet: RtpPacket) -> None:
         """Send what came from a client, with our own numbers: gaps and reordering stay as they came."""
@@ -201,8 +209,9 @@ class VoiceSender(RTCRtpSender):
 
     def _begin_forwarding(self, packet: RtpPacket, now: float, codec: RTCRtpCodecParameters) -> _Forwarding:
         """Of a new source, or after something of our own."""
-        if now - self.sent_at >= _SILENT_S:
-            self._skip_silence(now - self.sent_at, codec)
+        silent_s = now - self._ends_at
+        if silent_s >= _SILENT_S:
+            self._skip_silence(silent_s, codec)
         return _Forwarding(
             packet.ssrc,
             self._sequence_number - packet.sequence_number,
@@ -238,8 +247,12 @@ class VoiceSender(RTCRtpSender):
         """The client tells how our packets arrive: what it lost, it gets redundancy for."""
         before = self.remote_report.fraction_lost if self.remote_report else 0
         self.remote_report = report
-        if self._encoder is not None and report.fraction_lost != before:
-            self._encoder.expect_loss(-(-report.fraction_lost * 100 // 256))
+        if report.fraction_lost != before:
+            self._expect_loss()
+
+    def _expect_loss(self) -> None:
+        if self._encoder is not None and self.remote_report is not None:
+            self._encoder.expect_loss(-(-self.remote_report.fraction_lost * 100 // 256))
 
     def _send(
         self, sequence_number: int, timestamp: int, payload: bytes, now: float, *, marker: bool
@@ -255,12 +268,17 @@ class VoiceSender(RTCRtpSender):
     def _dtls(self) -> "MuxDtlsTransport":
         return cast("MuxDtlsTransport", self.transport)
 
+    @property
+    def _ends_at(self) -> float:
+        """When what was sent has been heard: speech may have been sent faster than it lasts."""
+        return max(self._sent_ends_at, self.sent_at + 1 / _PACKETS_PER_S)
+
     def _skip_silence(self, silent_s: float, codec: RTCRtpCodecParameters) -> None:
         """Let the timestamp go on with the time, by whole packets."""
         if silent_s == float("inf"):
             return
         per_packet = samples_per_packet(codec)
-        packets = int(silent_s * rtp_clock_rate(codec) / per_packet) - 1
+        packets = round(silent_s * rtp_clock_rate(codec) / per_packet)
         self._timestamp = (self._timestamp + packets * per_packet) & 0xFFFF_FFFF
 
     # what a track plays
@@ -284,6 +302,7 @@ class VoiceSender(RTCRtpSender):
             pass
         except Exception:  # an application's track may fail in any way; the call goes on without it
             logger.exception("a track failed, or gave what cannot be sent, and is played no more")
+        track.stop()
         if self.track is track:
             super().replaceTrack(None)
 

@@ -195,14 +195,15 @@ def test_bytes_that_are_no_opus_are_decoded_or_refused(library: ctypes.CDLL) -> 
             continue
         rate = chance.choice(OPUS_RATES)
         decoder = decoders[rate]
-        for run in (decoder.decode, decoder.recover):
+        lost = chance.choice((120, 480, 960, 2_880, 5_760))
+        for run, lasts in ((decoder.decode, samples), (decoder.recover, lost)):
             try:
-                pcm = run(packet, samples)
+                pcm = run(packet, lasts)
             except OpusError:
                 outcomes["refused"] += 1
             else:
                 outcomes["decoded"] += 1
-                assert len(pcm) == samples * rate // 48_000 * decoder._frame_bytes
+                assert len(pcm) == lasts * rate // 48_000 * decoder._frame_bytes
         assert len(decoder.conceal(samples)) == samples * rate // 48_000 * decoder._frame_bytes
     assert min(outcomes.values()) > 100
 
@@ -216,6 +217,14 @@ def test_formats_that_opus_has_not_are_refused(library: ctypes.CDLL) -> None:
     encoder = OpusEncoder(48_000, 1, complexity=5, bit_rate=32_000)
     with pytest.raises(OpusError, match="100 samples"):
         encoder.encode(bytes(200))
+
+
+def test_no_more_is_written_than_the_buffer_holds(library: ctypes.CDLL) -> None:
+    decoder = OpusDecoder(48_000, 2)
+    for samples in (5_880, 1_000_000):
+        with pytest.raises(OpusError, match=f"{samples} samples"):
+            decoder.conceal(samples)
+    assert len(decoder.conceal(5_760)) == 5_760 * 4
 
 
 def test_machine_without_libopus_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,19 @@ async def test_source_that_a_new_description_names_takes_over_at_once(media: Med
     assert media.tally.counters == {"rtp_other_source": 1}
 
 
+async def test_new_description_without_the_codec_that_was_heard(media: Media) -> None:
+    await media.receive()
+    for number, packet in enumerate(speech_packets("opus", 3)):
+        media.arrive(number, packet)
+    media.pass_time(1)
+    await media.receive("pcmu")
+    heard = len(media.pcm)
+    media.pass_time(1)
+    for number, packet in enumerate(speech_packets("pcmu", 10), 3):
+        media.arrive(number, packet, payload_type=PCMU_TYPE, samples=160)
+    assert len(media.pcm) == heard + 10
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 2**32))
 def test_hostile_packets_end_nothing(seed: int) -> None:

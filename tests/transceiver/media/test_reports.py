@@ -133,8 +133,17 @@ async def test_sender_report_of_the_client_is_quoted(media: Reporting) -> None:
     assert media.next_report().reports[0].last_sender_report == 0x1234_5678
 
 
-async def test_client_that_leaves_is_no_error(media: Reporting) -> None:
-    media.reports.receive(Bye((7,)), media.clock.now)
+async def test_source_that_says_goodbye_makes_room_for_another_at_once(media: Reporting) -> None:
+    packets = speech_packets("opus", 3)
+    media.arrive(1, packets[0], ssrc=7)
+    media.reports.receive(Bye((8, 9)), media.clock.now)
+    media.arrive(1, packets[1], ssrc=8)
+    assert len(media.pcm) == 1
+    media.reports.receive(Bye((8, 7)), media.clock.now)
+    media.pass_time(0.4)
+    assert len(media.pcm) == 1  # nobody is there whose silence would be heard
+    media.arrive(1, packets[2], ssrc=8)
+    assert len(media.pcm) == 2
     assert isinstance(media.next_report(), ReceiverReport)
 
 

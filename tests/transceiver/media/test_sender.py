@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.transceiver.media.fakes import OPUS_TYPE, Media, codec, speech_packets
 from tests.transceiver.waiting import until
 from transceiver.media.codecs import make_decoder
-from transceiver.media.opus import samples_of_untrusted
+from transceiver.media.opus import OpusEncoder, samples_of_untrusted
 from transceiver.media.settings import AudioSettings
 from wire.rtcp import ReportBlock
 from wire.rtp import RtpPacket
@@ -190,8 +190,10 @@ async def test_track_that_fails_is_dropped_and_the_next_is_played(
     media: Media, thing: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     await media.send()
-    await play(media, Tape([frame(), thing, frame()]))
+    failing = Tape([frame(), thing, frame()])
+    await play(media, failing)
     assert len(media.transport.rtp) == 1
+    assert failing.readyState == "ended"
     logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(logged) == (0 if thing is None else 1)
     await play(media, Tape([frame()]))
@@ -254,6 +256,17 @@ async def test_pcm_waits_until_20_ms_are_full(media: Media) -> None:
     assert len(media.transport.rtp) == 5
 
 
+async def test_rest_of_an_earlier_speech_does_not_begin_the_next(media: Media) -> None:
+    await media.send()
+    media.sender.send_pcm(bytes(2 * 2 * 1_440))  # 30 ms
+    media.clock.now += 1
+    media.sender.send_pcm(bytes(2 * 2 * 960))
+    media.sender.send_pcm(bytes(2 * 2 * 480))
+    assert len(media.transport.rtp) == 2
+    media.sender.send_pcm(bytes(2 * 2 * 480))
+    assert len(media.transport.rtp) == 3
+
+
 async def test_talk_spurt_is_marked_and_its_timestamp_tells_of_the_silence(media: Media) -> None:
     await media.send()
     for _ in range(3):
@@ -272,6 +285,23 @@ async def test_talk_spurt_is_marked_and_its_timestamp_tells_of_the_silence(media
     assert (fourth.timestamp - third.timestamp) & 0xFFFF_FFFF == pytest.approx(46_080, abs=960)
     assert (fourth.timestamp - third.timestamp) % 960 == 0
     assert media.sender.timestamp_at(media.clock.now + 1) == (fourth.timestamp + 48_000) & 0xFFFF_FFFF
+
+
+async def test_speech_that_is_sent_faster_than_it_lasts_has_no_gap_behind_it(media: Media) -> None:
+    """As text to speech gives it: two seconds at once, and the next two when those have been heard."""
+    await media.send()
+    for _ in range(2):
+        media.sender.send_pcm(bytes(2 * 48_000 * 4))
+        media.clock.now += 2
+    media.clock.now += 1
+    media.sender.send_pcm(bytes(960 * 4))
+    first, *_, last = media.transport.rtp
+    assert len(media.transport.rtp) == 201
+    times = [((p.timestamp - first.timestamp) & 0xFFFF_FFFF) // 960 for p in media.transport.rtp]
+    assert times[:200] == list(range(200))
+    assert times[200] == 250
+    assert [p.marker for p in media.transport.rtp] == [True, *[False] * 199, True]
+    assert last.marker
 
 
 async def test_numbers_and_timestamps_wrap(media: Media) -> None:
@@ -300,6 +330,16 @@ async def test_client_that_loses_packets_gets_redundancy(
     for fraction in (0, 1, 1, 26, 255, 0):
         media.sender.note_report(ReportBlock(media.sender._ssrc, fraction, 0, 0, 0, 0, 0))
     assert expected == [1, 11, 100, 0]
+
+
+async def test_redundancy_goes_on_with_another_format(media: Media, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: list[int] = []
+    monkeypatch.setattr(OpusEncoder, "expect_loss", lambda encoder, percent: expected.append(percent))
+    await media.send()
+    media.sender.note_report(ReportBlock(media.sender._ssrc, 26, 0, 0, 0, 0, 0))
+    for sample_rate in (48_000, 24_000):
+        media.sender.send_pcm(bytes(3_840), sample_rate, 1)
+    assert expected == [11, 11]
 
 
 async def test_statistics_have_what_applications_read(media: Media) -> None:
