@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.errors import BenchError
 from bench.progress import Progress
-from bench.transceiver.results import CallsRow, SetupRow
+from bench.transceiver.results import NOT_LIMITED, CallsRow, SetupRow
 from bench.transceiver.running_load import Run, RunningLoad
 from bench.transceiver.search import highest
 from bench.transceiver.tally import LATE_NS
@@ -83,7 +83,7 @@ def measure_calls(
 
 
 def _search(row: CallsRow, turns: _Turns, limit: int, shown: Progress) -> None:
-    row.limit = f"--max-calls {limit}"
+    row.limit = NOT_LIMITED
     usual_ms = row.delay_ms("delay_p50_ms") or 0.0
 
     def holds(count: int) -> bool:

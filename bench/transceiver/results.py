@@ -8,6 +8,9 @@ from typing import Any
 from bench.transceiver.running_load import Run
 from bench.transceiver.variants import STOCK
 
+# Of a search that ended because more calls were not asked for.
+NOT_LIMITED = "--max-calls"
+
 
 @dataclass(kw_only=True)
 class CallsRow:
@@ -47,6 +50,11 @@ class CallsRow:
         """The turn of the highest number that held."""
         held = [run for run in self.steps if run.calls == self.highest]
         return held[-1] if held else None
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether no larger number failed, or others had a part in it."""
+        return self.is_disturbed or self.limit == NOT_LIMITED
 
     def total(self, name: str) -> int:
         """Of all turns at the moderate load."""
@@ -159,7 +167,8 @@ class Found:
             if stock_calls is None or row is stock_calls:
                 continue
             if row.highest and stock_calls.highest and not stock_calls.is_disturbed:
-                found[f"calls a core: {row.name}"] = row.highest / stock_calls.highest
+                bound = ", at least" if row.is_lower_bound else ""
+                found[f"calls a core{bound}: {row.name}"] = row.highest / stock_calls.highest
             pairs = zip(row.runs, stock_calls.runs, strict=False)
             ratios = [stock.cpu_ms_per_call / ours.cpu_ms_per_call for ours, stock in pairs]
             if ratios:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-_FURTHER, _TOLERANCE, _TRIES = 1.5, 0.03, 10
+_FURTHER, _TOLERANCE, _TRIES = 1.5, 0.05, 10
 
 
 def highest(holds: Callable[[int], bool], start: int, limit: int) -> int:
     """From ``start`` up or down by a half until the other side is found, then halves; 0 if not even one call holds.
 
-    Exact to 3 %, or to what ten tries give.
+    Exact to 5 %, or to what ten tries give.
     """
     good, bad = 0, limit + 1
     tried = max(1, min(start, limit))

@@ -23,6 +23,7 @@ vip = ["{vip}"]
 processes = 1
 http = "{http}"
 max_sessions = 100000
+# what it can carry is to be found out
 max_cpu = 1000.0
 requests_per_s = 1000000.0
 request_burst = 100000
