@@ -151,7 +151,8 @@ class TransceiverProcess:
             case "ping":
                 return "pong"
             case "status":
-                return self._sessions.describe() | self._describe_media()
+                tasks = {"tasks": len(asyncio.all_tasks())}
+                return self._sessions.describe() | self._describe_media() | tasks
             case "sessions":
                 return self._sessions.describe_sessions()
             case "session_ids":

@@ -26,19 +26,19 @@ def measure_memory(
     try:
         shown.advance(f"{variant.name}: memory of {sessions} sessions")
         _speak(load, _SPEAKERS)
-        row.empty_pss = _settled(load, pid).pss
+        row.empty_pss = _settled(load)["pss"]
         _speak(load, sessions)
         time.sleep(_SETTLE_S)
         full = Vitals.of(pid)
         row.sessions, row.full_pss, row.full_threads = sessions, full.pss, full.threads
         load.set_calls(0)
         _churn(load, _ROUND)
-        row.before = asdict(_settled(load, pid))
+        row.before = _settled(load)
         for done in range(0, churned, _ROUND):
             shown.advance(f"{variant.name}: {done} calls came and went")
             _churn(load, min(_ROUND, churned - done))
             row.rounds_rss.append(Vitals.of(pid).rss)
-        row.churned, row.after = churned, asdict(_settled(load, pid))
+        row.churned, row.after = churned, _settled(load)
     except BenchError as error:
         row.why_not = str(error)
     return row
@@ -57,7 +57,7 @@ def _churn(load: RunningLoad, count: int) -> None:
     load.set_calls(0)
 
 
-def _settled(load: RunningLoad, pid: int) -> Vitals:
+def _settled(load: RunningLoad) -> dict[str, int]:
     load.set_calls(0)
     time.sleep(_SETTLE_S)
-    return Vitals.of(pid)
+    return asdict(Vitals.of(load.target.pid)) | {"tasks": load.target.tasks()}

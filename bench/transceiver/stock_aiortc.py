@@ -54,6 +54,10 @@ class EchoServer:
         await peer.close()
         return web.Response()
 
+    async def count_tasks(self, request: web.Request) -> web.Response:
+        """Of asyncio, this one among them."""
+        return web.Response(text=str(len(asyncio.all_tasks())))
+
     async def close(self, app: web.Application) -> None:
         """End all calls."""
         await asyncio.gather(*(peer.close() for peer in self._peers.values()))
@@ -61,6 +65,7 @@ class EchoServer:
     def app(self) -> web.Application:
         """As HTTP."""
         app = web.Application()
+        app.router.add_get("/tasks", self.count_tasks)
         app.router.add_post("/whip", self.create)
         app.router.add_delete("/whip/sessions/{number}", self.delete)
         app.on_cleanup.append(self.close)

@@ -118,6 +118,8 @@ def _memory(found: Found) -> Sheet:
         "after",
         "threads before",
         "after",
+        "tasks before",
+        "after",
         "files before",
         "after",
         "",
@@ -126,7 +128,7 @@ def _memory(found: Found) -> Sheet:
     for row in found.memory:
         half_way = row.rounds_rss[(len(row.rounds_rss) - 1) // 2] / _MB if row.rounds_rss else None
         before, after = (
-            [at["rss"] / _MB, at["threads"], at["files"]] if at else [None] * 3
+            [at["rss"] / _MB, at["threads"], at["tasks"], at["files"]] if at else [None] * 4
             for at in (row.before, row.after)
         )
         per_session = row.per_session

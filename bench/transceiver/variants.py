@@ -4,9 +4,11 @@ import contextlib
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.peers.process import running
 from bench.peers.relayctl import RELAYCTL
@@ -75,7 +77,10 @@ VARIANTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A variant that runs. ``transceiver``: its UDP address where it takes SPP, else empty. ``ip``: where we are to be."""
+    """A variant that runs. ``transceiver``: its UDP address where it takes SPP, else empty. ``ip``: where we are to be.
+
+    tasks: asks it how many asyncio tasks it has; the one that answers is among them.
+    """
 
     variant: Variant
     pid: int
@@ -83,6 +88,7 @@ class Served:
     url: str
     transceiver: str
     ip: str
+    tasks: Callable[[], int]
 
 
 @contextlib.contextmanager
@@ -107,7 +113,12 @@ def _ours(variant: Variant, directory: Path, core: int) -> Iterator[Served]:
     with running(
         contextlib.nullcontext(), _on(core, command), directory / "log", lambda said: "Ctrl-C stops" in said
     ):
-        [transceiver] = ask(StateDir(state_dir), "status")["transceivers"]["processes"]
+
+        def described() -> dict[str, Any]:
+            [process] = ask(StateDir(state_dir), "status")["transceivers"]["processes"]
+            return dict(process)
+
+        transceiver = described()
         yield Served(
             variant=variant,
             core=core,
@@ -115,6 +126,7 @@ def _ours(variant: Variant, directory: Path, core: int) -> Iterator[Served]:
             url=f"http://127.0.0.1:{port}/whip",
             transceiver=transceiver["address"],
             ip="127.0.0.1",
+            tasks=lambda: int(described()["tasks"]),
         )
 
 
@@ -131,6 +143,7 @@ def _stock(variant: Variant, directory: Path, core: int) -> Iterator[Served]:
             url=f"{url}/whip",
             transceiver="",
             ip="127.0.0.1",
+            tasks=lambda: int(urllib.request.urlopen(f"{url}/tasks", timeout=10).read()),
         )
 
 

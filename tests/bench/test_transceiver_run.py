@@ -47,3 +47,7 @@ def test_setup_and_memory_of_ours_and_of_stock_aiortc() -> None:
         assert row["full_pss"] > 0
         assert len(row["rounds_rss"]) == 1
         assert row["before"]["files"] == row["after"]["files"]
+        if row["name"] != "stock aiortc":
+            assert [row["before"][what] for what in ("threads", "tasks")] == [
+                row["after"][what] for what in ("threads", "tasks")
+            ]
