@@ -18,12 +18,13 @@ from bench.flood.rows import as_markdown as as_flood_markdown
 from bench.flood.rows import print_rows
 from bench.flood.scenario import FULL_SPEED, measure_floods
 from bench.interrupted import end_as_interrupted
+from bench.output import output_options, put_out
 from bench.plots import draw
 from bench.progress import progress
 from bench.recovery.rounds import SCENARIOS, Scenario
 from bench.recovery.run import Wanted, measure_recovery
 from bench.recovery.tables import sheets as recovery_sheets
-from bench.report import as_markdown, print_sheets, replace_block, sheet_as_markdown, sheets
+from bench.report import as_markdown, print_sheets, replace_block, sheets
 from bench.results import FLOWS, MANY_FLOWS, OPUS, Results
 from bench.rig import Rig, rig
 from bench.stage import PEERS
@@ -311,9 +312,7 @@ def flood(seconds: float, rate: int, only: Sequence[Attack], as_json: bool, mark
 @click.option("--tabs", type=click.IntRange(0, 10), default=2, show_default=True, help="Of Chromium.")
 @click.option("--redis/--no-redis", default=True, help="Whether there is a column with Redis.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the times of kills.")
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output in place of tables.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON there as well.")
-@click.option("--markdown", is_flag=True, help="The tables as they are in docs/performance.md.")
+@output_options
 def recovery(
     only: Sequence[Scenario], as_json: bool, out: Path | None, markdown: bool, **wanted: Any
 ) -> None:
@@ -326,16 +325,7 @@ def recovery(
     remove_stale()
     with progress("recovery") as shown:
         found = measure_recovery(Wanted(scenarios=only, **wanted), shown)
-    document = json.dumps(found.to_json(), indent=1)
-    if out:
-        out.write_text(document + "\n")
-    if as_json:
-        print(document)
-    elif markdown:
-        for sheet in recovery_sheets(found):
-            print("\n".join(sheet_as_markdown(sheet)) + "\n")
-    else:
-        print_sheets(recovery_sheets(found))
+    put_out(found.to_json(), recovery_sheets(found), as_json=as_json, out=out, markdown=markdown)
     for played in found.played:
         if played.why_not:
             raise click.ClickException(f"{played.scenario.name}: {played.why_not}")

@@ -1,6 +1,5 @@
 """``python -m bench transceiver``."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import click
 
 from bench.interrupted import end_as_interrupted
+from bench.output import output_options, put_out
 from bench.progress import progress
-from bench.report import print_sheets, sheet_as_markdown
 from bench.transceiver.phases import CLIENTS, ROUND_TRIPS_MS
 from bench.transceiver.run import PARTS, Wanted, measure_transceiver
 from bench.transceiver.tables import sheets
@@ -117,9 +116,7 @@ def _round_trips(context: click.Context, parameter: click.Parameter, text: str) 
     show_default=True,
     help="For memory: calls that come and go, 100 at a time.",
 )
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output in place of tables.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON there as well.")
-@click.option("--markdown", is_flag=True, help="The tables as they are in docs/performance.md.")
+@output_options
 def transceiver(as_json: bool, out: Path | None, markdown: bool, **wanted: Any) -> None:
     """One transceiver process beside stock aiortc: calls a core without loss, CPU and delay of a call; setup, by CPU and by phase; memory (some minutes).
 
@@ -130,13 +127,4 @@ def transceiver(as_json: bool, out: Path | None, markdown: bool, **wanted: Any) 
     end_as_interrupted()
     with progress("transceiver") as shown:
         found = measure_transceiver(Wanted(**wanted), shown)
-    document = json.dumps(found.to_json(), indent=1)
-    if out:
-        out.write_text(document + "\n")
-    if as_json:
-        print(document)
-    elif markdown:
-        for sheet in sheets(found):
-            print("\n".join(sheet_as_markdown(sheet)) + "\n")
-    else:
-        print_sheets(sheets(found))
+    put_out(found.to_json(), sheets(found), as_json=as_json, out=out, markdown=markdown)
