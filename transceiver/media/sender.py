@@ -54,6 +54,7 @@ class VoiceSender(RTCRtpSender):
         self, track_or_kind: MediaStreamTrack | str, transport: "MuxDtlsTransport", context: MediaContext
     ) -> None:
         self._codec: RTCRtpCodecParameters | None = None
+        self._is_stopped = False
         self._playing: asyncio.Task[None] | None = None
         super().__init__(track_or_kind, transport)
         self.packets = 0
@@ -81,23 +82,26 @@ class VoiceSender(RTCRtpSender):
     # what aiortc calls
 
     async def send(self, parameters: RTCRtpSendParameters) -> None:
-        """See the base class."""
-        if self._codec is not None:
+        """See the base class. Each description that is applied comes here: the codec may be another."""
+        codec, before = parameters.codecs[0], self._codec
+        if self._is_stopped or codec == before:
             return
-        self._codec = parameters.codecs[0]
-        self._payload_type = self._codec.payloadType or 0
-        self.transport._register_rtp_sender(self, parameters)
-        self._play_track()
+        self._codec, self._payload_type = codec, codec.payloadType or 0
+        self._encoder = self._forwarding = None
+        if before is None:
+            self.transport._register_rtp_sender(self, parameters)
+            self._play_track()
 
     async def stop(self) -> None:
         """See the base class."""
+        self._is_stopped = True
         self.transport._unregister_rtp_sender(self)
         was_started, self._encoder, self._codec = self._codec is not None, None, None
         if self._playing is not None:
             self._playing.cancel()
             await asyncio.gather(self._playing, return_exceptions=True)
         if was_started and self.track is not None:
-            self.track.stop()
+            _stop_track(self.track)
 
     def replaceTrack(self, track: MediaStreamTrack | None) -> None:  # noqa: N802  # the base class's name
         """See the base class."""
@@ -305,7 +309,7 @@ class VoiceSender(RTCRtpSender):
             pass
         except Exception:  # an application's track may fail in any way; the call goes on without it
             logger.exception("a track failed, or gave what cannot be sent, and is played no more")
-        track.stop()
+        _stop_track(track)
         if self.track is track:
             super().replaceTrack(None)
 
@@ -332,3 +336,11 @@ class VoiceSender(RTCRtpSender):
             )
         for resampled in self._resampler.resample(frame):
             self.send_pcm(pcm_of(resampled), OPUS_RATES[-1], channels)
+
+
+def _stop_track(track: MediaStreamTrack) -> None:
+    """What an application does at its end may fail; the call must end all the same."""
+    try:
+        track.stop()
+    except Exception:
+        logger.exception("a track could not be stopped")
