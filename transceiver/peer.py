@@ -6,8 +6,8 @@ them.
 
 import asyncio
 import logging
-import re
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import aiortc.rtp
@@ -22,6 +22,7 @@ from aiortc import (
 )
 from aiortc.rtcconfiguration import RTCBundlePolicy
 from aiortc.rtcrtptransceiver import RTCRtpTransceiver
+from aiortc.sdp import SessionDescription
 from av import AudioFrame
 
 from transceiver.connection import MuxGatherer, MuxIceTransport
@@ -34,6 +35,7 @@ from transceiver.media.reports import Reports
 from transceiver.media.sender import VoiceSender
 from transceiver.media.settings import MediaPath
 from transceiver.offer import Described, check_description_untrusted
+from transceiver.payload_types import Codecs, keep_payload_types, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,11 +55,6 @@ def _audio_level_dbov(frame: AudioFrame) -> int:
 
 # Of aiortc's own sender: its own is pure Python and costs as much as the Opus encoder. Our sender writes no level.
 aiortc.rtp.compute_audio_level_dbov = _audio_level_dbov
-
-
-_OPUS_LINE = re.compile(r"a=rtpmap:(\d+) opus/48000/2\r\n")
-# https://www.rfc-editor.org/rfc/rfc7587#section-6.1: we use Opus' forward error correction
-_REDUNDANCY = "minptime=10;useinbandfec=1"
 
 
 class Voice(NamedTuple):
@@ -99,6 +96,7 @@ class RelayedPeerConnection(RTCPeerConnection):
         )
         self._RTCPeerConnection__certificates = [self._hub.certificate]
         self._closing: asyncio.Task[None] | None = None
+        self._negotiated: dict[RTCRtpTransceiver, Codecs] = {}
 
     # what is known of it
 
@@ -165,9 +163,17 @@ class RelayedPeerConnection(RTCPeerConnection):
     async def createOffer(self) -> RTCSessionDescription:  # noqa: N802
         """See the base class."""
         offer = await super().createOffer()
-        if self._media.settings.path is MediaPath.DIRECT:
-            # Before an answer, codecs are aiortc's own, shared by all connections, and have no parameters.
-            offer.sdp = _OPUS_LINE.sub(rf"\g<0>a=fmtp:\1 {_REDUNDANCY}\r\n", offer.sdp)
+        description = SessionDescription.parse(offer.sdp)
+        for transceiver in self.getTransceivers():
+            # aiortc's own, shared by all connections, and with numbers that may not be those of the call
+            transceiver._codecs = self._codecs_to_offer(transceiver)
+            _ask_for_redundancy(transceiver)
+            index = transceiver._get_mline_index()
+            if index is not None:
+                media = description.media[index]
+                media.rtp.codecs = transceiver._codecs
+                media.fmt = [codec.payloadType for codec in transceiver._codecs]
+        offer.sdp = str(description)
         return offer
 
     async def setRemoteDescription(self, sessionDescription: RTCSessionDescription) -> None:  # noqa: N802, N803
@@ -184,12 +190,14 @@ class RelayedPeerConnection(RTCPeerConnection):
         for section in (*self.getTransceivers(), self.sctp):
             if section is not None:
                 section._bundled = True
+        before = {transceiver: transceiver._codecs for transceiver in self.getTransceivers()}
         await super().setRemoteDescription(description)
+        for transceiver in self.getTransceivers():
+            if transceiver._codecs is not before.get(transceiver):  # the others are not in this description
+                _ask_for_redundancy(transceiver)
+                self._negotiated[transceiver] = transceiver._codecs
         if known and known != described.client_ufrag:
             self._hub.restart_ice(self, described.client_ufrag)
-        if description.type == "offer":
-            for transceiver in self.getTransceivers():
-                _ask_for_redundancy(transceiver)
 
     async def setLocalDescription(self, sessionDescription: RTCSessionDescription | None = None) -> None:  # noqa: N802, N803
         """See the base class."""
@@ -200,6 +208,15 @@ class RelayedPeerConnection(RTCPeerConnection):
         """See the base class."""
         self._hub.disconnect(self)
         await super().close()
+
+    def _codecs_to_offer(self, transceiver: RTCRtpTransceiver) -> Codecs:
+        """With the payload types of its section, or else of another of its kind."""
+        known = self._negotiated.items()
+        same_kind = [codecs for other, codecs in known if other.kind == transceiver.kind]
+        negotiated = [*self._negotiated.get(transceiver, ()), *chain.from_iterable(same_kind)]
+        taken = numbers_of(chain.from_iterable(self._negotiated.values()))
+        offered = numbers_of(codec for other in self.getTransceivers() for codec in other._codecs)
+        return keep_payload_types(transceiver._codecs, negotiated, taken, offered)
 
     def _close_by_itself(self, reason: str) -> None:
         logger.info("a connection ended: %s", reason)
@@ -254,6 +271,6 @@ class RelayedPeerConnection(RTCPeerConnection):
 def _ask_for_redundancy(transceiver: RTCRtpTransceiver) -> None:
     """Tell the client that we use Opus' forward error correction (RFC 7587 section 6.1)."""
     if isinstance(transceiver.receiver, VoiceReceiver):
-        for codec in transceiver._codecs:  # aiortc's copies
+        for codec in transceiver._codecs:  # copies, but what they hold may be shared
             if codec.name.lower() == "opus":
-                codec.parameters |= {"minptime": 10, "useinbandfec": 1}
+                codec.parameters = {**codec.parameters, "minptime": 10, "useinbandfec": 1}

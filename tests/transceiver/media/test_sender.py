@@ -16,7 +16,7 @@ from av.packet import Packet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.transceiver.media.fakes import OPUS_TYPE, PCMU_TYPE, Media, codec, speech_packets
+from tests.transceiver.media.fakes import OPUS_TYPE, Media, codec, speech_packets
 from tests.transceiver.waiting import until
 from transceiver.media.codecs import make_decoder
 from transceiver.media.opus import OpusEncoder, samples_of_untrusted
@@ -234,53 +234,6 @@ async def test_track_is_stopped_with_the_sender_that_played_it() -> None:
     media.sender.replaceTrack(track)
     await media.stop()
     assert track.readyState == "ended"
-
-
-async def test_sender_that_was_stopped_is_not_started_again() -> None:
-    media = Media()
-    await media.sender.stop()
-    await media.send()
-    media.sender.send_pcm(bytes(1920))
-    media.sender.replaceTrack(Tape([frame()], endless=True))
-    assert not media.transport.registered
-    assert media.transport.rtp == []
-    await media.stop()
-
-
-async def test_track_that_cannot_be_stopped_does_not_keep_the_sender(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-
-    class Stuck(Tape):
-        def stop(self) -> None:
-            raise KeyError("of the application")
-
-    media = Media()
-    track = Stuck([frame()], endless=True)
-    media.sender.replaceTrack(track)
-    await media.send()
-    await until(lambda: track.is_awaited)
-    await media.stop()
-    assert "could not be stopped" in caplog.text
-    media = Media()
-    media.sender.replaceTrack(track := Stuck([frame()]))
-    await media.send()
-    await until(lambda: media.sender.track is not track)
-    await media.stop()
-
-
-async def test_codec_of_another_description_is_taken_over(media: Media) -> None:
-    await media.send()
-    media.sender.send_pcm(bytes(1920), 48_000, 1)
-    encoder = media.sender._encoder
-    await media.send()
-    assert media.sender._encoder is encoder
-    await media.send("pcmu")
-    media.sender.send_pcm(bytes(1920 * 5), 48_000, 1)
-    [first, *others] = media.transport.rtp
-    assert first.payload_type == OPUS_TYPE
-    assert {(packet.payload_type, len(packet.payload)) for packet in others} == {(PCMU_TYPE, 160)}
-    assert media.transport.registered[media.sender] == 1
 
 
 async def test_track_of_a_sender_that_was_never_started_stays() -> None:

@@ -1,0 +1,108 @@
+"""Descriptions of a running call: payload types that stay, sections that are rejected or stopped."""
+
+import re
+from collections.abc import AsyncIterator
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc.codecs import CODECS
+
+from tests.transceiver.library import Application, Tone, application, connected
+from tests.transceiver.waiting import until
+from transceiver.peer import RelayedPeerConnection
+
+pytestmark = pytest.mark.usefixtures("no_task_left")
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client gathers the loopback address, which aioice leaves out, and no other."""
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+
+
+@pytest_asyncio.fixture
+async def app(tmp_path: Path) -> AsyncIterator[Application]:
+    async with application(tmp_path) as app:
+        yield app
+
+
+def _renumbered(sdp: str, before: int, after: int) -> str:
+    """With another payload type."""
+    sdp = re.sub(rf"(m=.* SAVPF.*) {before}\b", rf"\1 {after}", sdp.replace("/SAVPF", "/ SAVPF"))
+    sdp = re.sub(rf"(a=(?:rtpmap|fmtp|rtcp-fb)):{before} ", rf"\1:{after} ", sdp)
+    return sdp.replace("/ SAVPF", "/SAVPF").replace(f"apt={before}\r", f"apt={after}\r")
+
+
+async def _call_with_opus_as(
+    payload_type: int, client: RTCPeerConnection, ours: RelayedPeerConnection
+) -> None:
+    """The client has Opus under a number of its own, as Chromium does."""
+    await client.setLocalDescription(await client.createOffer())
+    offer = _renumbered(client.localDescription.sdp, 96, payload_type)
+    await ours.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+    await ours.setLocalDescription(await ours.createAnswer())
+    answer = _renumbered(ours.localDescription.sdp, payload_type, 96)
+    await client.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+    await connected(ours, client)
+    await until(lambda: ours.voice is not None and ours.voice.sender._payload_type == payload_type)
+
+
+async def test_offer_of_ours_keeps_the_payload_types_that_were_negotiated(app: Application) -> None:
+    ours, client = await app.make("tone"), await app.make_client("tone", "video")
+    await _call_with_opus_as(111, client, ours)
+    ours.addTrack(Tone(20))
+    voice, shared = ours.voice, deepcopy(CODECS)
+    assert voice is not None
+    encoder = voice.sender._encoder
+    for _ in range(2):
+        offer = await ours.createOffer()
+        described = [re.findall(r"a=(?:rtpmap|fmtp):\S+ .*", media) for media in offer.sdp.split("m=")[1:]]
+        assert re.findall(r"m=audio \d+ (.*)\r", offer.sdp) == ["UDP/TLS/RTP/SAVPF 111 9 0 8"] * 2
+        assert [line for line in described[0] if "111 " in line] == [
+            "a=rtpmap:111 opus/48000/2\r",
+            "a=fmtp:111 minptime=10;useinbandfec=1\r",
+        ]
+        assert described[2] == described[0]
+    await ours.setLocalDescription(offer)
+    offer = ours.localDescription
+    await client.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+    await client.setLocalDescription(await client.createAnswer())
+    sent = voice.sender.packets
+    await ours.setRemoteDescription(RTCSessionDescription(client.localDescription.sdp, "answer"))
+    await until(lambda: voice.sender.packets >= sent + 5)
+    assert voice.sender._payload_type == 111
+    assert 111 in voice.receiver._codecs
+    assert voice.sender._encoder is encoder
+    assert shared == CODECS
+
+
+async def test_payload_types_of_a_new_section_are_none_that_another_has(app: Application) -> None:
+    ours, client = await app.make("tone"), await app.make_client("tone")
+    await _call_with_opus_as(97, client, ours)  # aiortc's number of VP8
+    for kind in ("video", "audio", "video"):
+        ours.addTransceiver(kind)
+    sdp = (await ours.createOffer()).sdp
+    assert re.findall(r"a=rtpmap:(\d+) opus", sdp) == ["97", "97"]
+    for section in sdp.split("m=")[1:]:
+        types = re.findall(r"a=rtpmap:(\d+) ", section)
+        assert len(types) == len(set(types))
+        if section.startswith("video"):
+            assert "97" not in types
+            [vp8] = re.findall(r"a=rtpmap:(\d+) VP8", section)
+            assert f" apt={vp8}\r\n" in section
+
+
+async def test_codecs_of_sections_that_are_not_in_the_offer_stay_as_they_are(app: Application) -> None:
+    ours, client = await app.make("tone"), await app.make_client("tone")
+    ours.addTrack(Tone(20))
+    await ours.createOffer()  # gives each section its codecs
+    shared = deepcopy(CODECS)
+    await client.setLocalDescription(await client.createOffer())
+    await ours.setRemoteDescription(RTCSessionDescription(client.localDescription.sdp, "offer"))
+    assert shared == CODECS
+    other = await app.make("tone")
+    sdp = (await other.createOffer()).sdp
+    assert re.findall(r"a=fmtp:96 .*", sdp) == ["a=fmtp:96 minptime=10;useinbandfec=1\r"]
