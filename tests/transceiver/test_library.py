@@ -234,9 +234,36 @@ def test_install_that_is_too_late_names_the_modules(tmp_path: Path) -> None:
         assert aiortc.RTCPeerConnection is transceiver.RelayedPeerConnection
     """
     framework, main = _run(script, tmp_path).splitlines()
-    assert framework.startswith("framework took aiortc's RTCPeerConnection already")
+    assert framework.startswith("framework.RTCPeerConnection took aiortc's RTCPeerConnection already")
     assert "before importing" in framework
-    assert main.startswith("__main__ took")
+    assert main.startswith("__main__.RTCPeerConnection took")
+
+
+@pytest.mark.parametrize(
+    ("taken", "named"),
+    [
+        ("from aiortc import RTCPeerConnection as PC", "other.PC"),
+        ("import aiortc\nclass Mine(aiortc.RTCPeerConnection): pass", "other.Mine"),
+        (
+            "import aiortc\ndef make():\n class In(aiortc.RTCPeerConnection): pass\n return In\nx = [make()]",
+            "other.make.<locals>.In",
+        ),
+        ("import aiortc\nclass A(aiortc.RTCPeerConnection): pass\nclass B(A): pass", "other.A, other.B"),
+    ],
+    ids=["under another name", "by a class", "by a class in a function", "by a class of a class"],
+)
+def test_install_that_is_too_late_finds_every_way_to_take_the_class(
+    tmp_path: Path, taken: str, named: str
+) -> None:
+    (tmp_path / "other.py").write_text(taken)
+    script = """
+        import other, transceiver
+        try:
+            transceiver.install()
+        except transceiver.HubError as error:
+            print(error)
+    """
+    assert _run(script, tmp_path).startswith(f"{named} took aiortc's RTCPeerConnection already")
 
 
 async def test_stock_connection_beside_the_hub_is_untouched(tmp_path: Path) -> None:
