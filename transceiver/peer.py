@@ -34,7 +34,7 @@ from transceiver.media.receiver import VoiceReceiver
 from transceiver.media.reports import Reports
 from transceiver.media.sender import VoiceSender
 from transceiver.media.settings import MediaPath
-from transceiver.offer import Described, check_description_untrusted
+from transceiver.offer import Described, check_description_untrusted, with_rejected, with_rejected_completed
 from transceiver.payload_types import Codecs, keep_payload_types, numbers_of
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class RelayedPeerConnection(RTCPeerConnection):
         self._RTCPeerConnection__certificates = [self._hub.certificate]
         self._closing: asyncio.Task[None] | None = None
         self._negotiated: dict[RTCRtpTransceiver, Codecs] = {}
+        self._rejected: frozenset[str] = frozenset()
 
     # what is known of it
 
@@ -173,8 +174,22 @@ class RelayedPeerConnection(RTCPeerConnection):
                 media = description.media[index]
                 media.rtp.codecs = transceiver._codecs
                 media.fmt = [codec.payloadType for codec in transceiver._codecs]
-        offer.sdp = str(description)
+        offer.sdp = with_rejected(str(description), self._rejected)
         return offer
+
+    async def createAnswer(self) -> RTCSessionDescription:  # noqa: N802
+        """See the base class."""
+        answer = await super().createAnswer()
+        answer.sdp = with_rejected(answer.sdp, self._rejected)
+        return answer
+
+    @property
+    def localDescription(self) -> RTCSessionDescription:  # noqa: N802
+        """See the base class."""
+        description = super().localDescription
+        if description is not None:
+            description.sdp = with_rejected(description.sdp, self._rejected)
+        return description
 
     async def setRemoteDescription(self, sessionDescription: RTCSessionDescription) -> None:  # noqa: N802, N803
         """See the base class. Raises OfferError, a ValueError, if its sections cannot share one transport."""
@@ -190,10 +205,18 @@ class RelayedPeerConnection(RTCPeerConnection):
         for section in (*self.getTransceivers(), self.sctp):
             if section is not None:
                 section._bundled = True
+        if described.rejected:
+            completed = with_rejected_completed(description.sdp, described.rejected)
+            description = RTCSessionDescription(completed, description.type)
         before = {transceiver: transceiver._codecs for transceiver in self.getTransceivers()}
         await super().setRemoteDescription(description)
+        self._rejected = described.rejected
         for transceiver in self.getTransceivers():
-            if transceiver._codecs is not before.get(transceiver):  # the others are not in this description
+            if transceiver.mid in described.rejected:
+                self._negotiated.pop(transceiver, None)
+                transceiver._setCurrentDirection("inactive")
+                await transceiver.stop()
+            elif transceiver._codecs is not before.get(transceiver):  # the others are not in this description
                 _ask_for_redundancy(transceiver)
                 self._negotiated[transceiver] = transceiver._codecs
         if known and known != described.client_ufrag:

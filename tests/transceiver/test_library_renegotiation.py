@@ -10,7 +10,7 @@ import pytest_asyncio
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.codecs import CODECS
 
-from tests.transceiver.library import Application, Tone, application, connected
+from tests.transceiver.library import Application, Tone, application, connected, negotiate
 from tests.transceiver.waiting import until
 from transceiver.peer import RelayedPeerConnection
 
@@ -106,3 +106,71 @@ async def test_codecs_of_sections_that_are_not_in_the_offer_stay_as_they_are(app
     other = await app.make("tone")
     sdp = (await other.createOffer()).sdp
     assert re.findall(r"a=fmtp:96 .*", sdp) == ["a=fmtp:96 minptime=10;useinbandfec=1\r"]
+
+
+def _with_video_rejected(sdp: str) -> str:
+    """As a browser writes a section whose transceiver was stopped: port 0, no transport, outside of BUNDLE."""
+    head, *sections = sdp.split("m=")
+    for index, section in enumerate(sections):
+        if section.startswith("video"):
+            [mid] = re.findall(r"a=mid:(\S+)", section)
+            sections[index] = (
+                f"video 0 UDP/TLS/RTP/SAVPF 0\r\nc=IN IP4 0.0.0.0\r\na=inactive\r\na=mid:{mid}\r\n"
+            )
+            head = re.sub(rf"(a=group:BUNDLE.*?) {mid}\b", r"\1", head)
+    return "m=".join([head, *sections])
+
+
+def _assert_rejects_video(sdp: str) -> None:
+    assert re.findall(r"m=(\w+) 0 ", sdp) == ["video"]
+    [mid] = re.findall(r"m=video.*?a=mid:(\S+)", sdp, re.DOTALL)
+    [bundle] = re.findall(r"a=group:BUNDLE (.*)\r", sdp)
+    assert mid not in bundle.split()
+    assert len(bundle.split()) == sdp.count("m=") - 1
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["at first", "in a running call"])
+async def test_offer_may_reject_a_section(app: Application, first: bool) -> None:
+    ours, client = await app.make("tone"), await app.make_client("tone", "video", "data")
+    hears = app.listen(ours)
+    if not first:
+        await negotiate(client, ours)
+        await until(lambda: hears.loud and max(hears.loud) >= 3)
+    await client.setLocalDescription(await client.createOffer())
+    offer = _with_video_rejected(client.localDescription.sdp)
+    await ours.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+    created = await ours.createAnswer()
+    await ours.setLocalDescription(created)
+    for sdp in (created.sdp, ours.localDescription.sdp):
+        _assert_rejects_video(sdp)
+    [video] = [transceiver for transceiver in ours.getTransceivers() if transceiver.kind == "video"]
+    assert video.stopped
+    assert [track.readyState for track in hears.tracks if track.kind == "video"] == ["ended"] * (not first)
+    await client.setRemoteDescription(RTCSessionDescription(ours.localDescription.sdp, "answer"))
+    heard = max(hears.loud)
+    await until(lambda: max(hears.loud) >= heard + 5)
+    _assert_rejects_video((await ours.createOffer()).sdp)
+
+
+async def test_answer_may_reject_a_section_that_we_offered(app: Application) -> None:
+    ours, client = await app.make("tone", "video", "data"), await app.make_client("tone")
+    hears = app.listen(ours)
+    await ours.setLocalDescription(await ours.createOffer())
+    await client.setRemoteDescription(RTCSessionDescription(ours.localDescription.sdp, "offer"))
+    await client.setLocalDescription(await client.createAnswer())
+    answer = _with_video_rejected(client.localDescription.sdp)
+    await ours.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+    await connected(ours, client)
+    await until(lambda: hears.loud and max(hears.loud) >= 5)
+    _assert_rejects_video((await ours.createOffer()).sdp)
+    _assert_rejects_video(ours.remoteDescription.sdp)
+
+
+async def test_section_that_is_bundle_only_is_not_rejected(app: Application) -> None:
+    ours, client = await app.make("tone"), await app.make_client("tone", "video")
+    await client.setLocalDescription(await client.createOffer())
+    offer = re.sub(r"m=video \d+ (.*\r\n)", r"m=video 0 \1a=bundle-only\r\n", client.localDescription.sdp)
+    await ours.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+    answer = (await ours.createAnswer()).sdp
+    assert re.findall(r"m=\w+ 0 ", answer) == []
+    assert "a=group:BUNDLE 0 1\r\n" in answer

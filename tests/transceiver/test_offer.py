@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from aiortc.sdp import SessionDescription
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -20,7 +21,15 @@ from tests.transceiver.offers import (
     offer,
     without,
 )
-from transceiver.offer import MAX_SDP_BYTES, OfferError, check_offer_untrusted
+from transceiver.offer import (
+    MAX_SDP_BYTES,
+    Described,
+    OfferError,
+    check_offer_untrusted,
+    with_rejected_completed,
+)
+
+_REJECTED = "m=video 0 UDP/TLS/RTP/SAVPF 0\nc=IN IP4 0.0.0.0\na=inactive\na=mid:1\n"
 
 
 def refusal_of(sdp: str) -> tuple[int, str] | None:
@@ -45,6 +54,11 @@ def refusal_of(sdp: str) -> tuple[int, str] | None:
         pytest.param(without(VOICE, "a=rtpmap:111", "a=fmtp:111"), id="without Opus"),
         pytest.param(VOICE.replace("sha-256 ", "SHA-256 "), id="algorithm in capitals"),
         pytest.param(VOICE.replace("setup:actpass", "setup:passive"), id="passive"),
+        pytest.param(offer(_REJECTED, CHROMIUM_AUDIO, bundle="0"), id="video rejected"),
+        pytest.param(
+            offer(CHROMIUM_AUDIO, CHROMIUM_VIDEO.replace("video 9", "video 0") + "a=bundle-only\n"),
+            id="bundle-only",
+        ),
     ],
 )
 def test_offer_of_a_real_client_is_accepted(sdp: str) -> None:
@@ -97,6 +111,19 @@ def _other_ice(section: str) -> str:
         ),
         pytest.param(offer(CHROMIUM_VIDEO, CHROMIUM_DATA), 422, "m=audio", id="no audio"),
         pytest.param(offer(CHROMIUM_DATA), 422, "add an audio track", id="data channel alone"),
+        pytest.param(offer(_REJECTED, bundle=""), 422, "m=audio", id="all rejected"),
+        pytest.param(
+            offer(_REJECTED.replace("video", "audio"), CHROMIUM_AUDIO, bundle="0"),
+            422,
+            "rejects its first audio",
+            id="first audio rejected",
+        ),
+        pytest.param(
+            offer(CHROMIUM_AUDIO, CHROMIUM_VIDEO + "a=bundle-only\n", bundle="0"),
+            422,
+            "not in a=group",
+            id="bundle-only outside of BUNDLE",
+        ),
         pytest.param(without(VOICE, "a=mid"), 422, "a=mid", id="no mid"),
         pytest.param(
             offer(CHROMIUM_AUDIO, without(CHROMIUM_DATA, "a=mid")), 422, "a=mid", id="no mid in one section"
@@ -207,3 +234,20 @@ def test_offer_with_very_many_ssrc_lines_is_refused_before_it_is_parsed() -> Non
     with pytest.raises(OfferError, match="64 a=ssrc") as refusal:
         check_offer_untrusted(VOICE + "".join(f"a=ssrc:{n} cname:a\r\n" for n in range(65)))
     assert refusal.value.status == 400
+
+
+def test_what_is_completed_for_aiortc_keeps_the_sections_that_are_used() -> None:
+    """Also where hosts are names, and a=rtcp-mux has no a=rtcp before it."""
+    plain = without(offer(CHROMIUM_AUDIO, _REJECTED, CHROMIUM_DATA, bundle="0 2"), "a=rtcp:")
+    described = check_offer_untrusted(plain.replace("IN IP4 0.0.0.0", "IN IP4 client.example"))
+    assert described == Described("0", "EsAw", frozenset("1"))
+    completed = with_rejected_completed(
+        plain.replace("IN IP4 0.0.0.0", "IN IP4 client.example"), described.rejected
+    )
+    audio, video, data = SessionDescription.parse(completed).media
+    assert [media.port for media in (audio, video, data)] == [9, 0, 9]
+    assert audio.rtp.codecs == SessionDescription.parse(plain).media[0].rtp.codecs
+    assert audio.rtcp_mux
+    assert video.rtcp_mux
+    assert (video.ice, video.dtls, video.direction) == (audio.ice, audio.dtls, "inactive")
+    assert data.sctp_port == 5000
