@@ -170,7 +170,7 @@ class RelayedPeerConnection(RTCPeerConnection):
             transceiver._codecs = self._codecs_to_offer(transceiver)
             _ask_for_redundancy(transceiver)
             index = transceiver._get_mline_index()
-            if index is not None:
+            if index is not None and index >= 0:
                 media = description.media[index]
                 media.rtp.codecs = transceiver._codecs
                 media.fmt = [codec.payloadType for codec in transceiver._codecs]
@@ -219,8 +219,17 @@ class RelayedPeerConnection(RTCPeerConnection):
             elif transceiver._codecs is not before.get(transceiver):  # the others are not in this description
                 _ask_for_redundancy(transceiver)
                 self._negotiated[transceiver] = transceiver._codecs
+        self._leave_recycled_places()
         if known and known != described.client_ufrag:
             self._hub.restart_ice(self, described.client_ufrag)
+
+    def _leave_recycled_places(self) -> None:
+        """aiortc finds a section by its place, and first what was there before (RFC 8829 section 5.2.2)."""
+        places = Counter(transceiver._get_mline_index() for transceiver in self.getTransceivers())
+        for transceiver in self.getTransceivers():
+            index = transceiver._get_mline_index()
+            if transceiver.stopped and index is not None and places[index] > 1:
+                transceiver._set_mline_index(-1)
 
     async def setLocalDescription(self, sessionDescription: RTCSessionDescription | None = None) -> None:  # noqa: N802, N803
         """See the base class."""

@@ -174,3 +174,25 @@ async def test_section_that_is_bundle_only_is_not_rejected(app: Application) -> 
     answer = (await ours.createAnswer()).sdp
     assert re.findall(r"m=\w+ 0 ", answer) == []
     assert "a=group:BUNDLE 0 1\r\n" in answer
+
+
+async def test_place_of_a_rejected_section_is_used_again(app: Application) -> None:
+    ours, client = await app.make("tone"), await app.make_client("tone", "video", "data")
+    await negotiate(client, ours)
+    await connected(ours, client)
+    await client.setLocalDescription(await client.createOffer())
+    before = client.localDescription.sdp
+    await ours.setRemoteDescription(RTCSessionDescription(_with_video_rejected(before), "offer"))
+    await ours.setLocalDescription(await ours.createAnswer())
+    recycled = re.sub(r"a=mid:1\r", "a=mid:7\r", before).replace("BUNDLE 0 1 2", "BUNDLE 0 7 2")
+    assert recycled != before
+    await ours.setRemoteDescription(RTCSessionDescription(recycled, "offer"))
+    await ours.setLocalDescription(await ours.createAnswer())
+    sdp = ours.localDescription.sdp
+    assert "a=group:BUNDLE 0 7 2\r\n" in sdp
+    assert re.findall(r"m=\w+ 0 ", sdp) == []
+    sdp = (await ours.createOffer()).sdp
+    assert re.findall(r"a=mid:(\S+)", sdp) == ["0", "7", "2"]
+    assert "rtpmap" not in sdp.partition("m=application")[2]
+    old, new = [transceiver for transceiver in ours.getTransceivers() if transceiver.kind == "video"]
+    assert (old.mid, old.stopped, new.mid, new.stopped) == ("1", True, "7", False)
