@@ -1,5 +1,7 @@
 """Descriptions of a running call: payload types that stay, sections that are rejected or stopped."""
 
+import asyncio
+import gc
 import re
 from collections.abc import AsyncIterator
 from copy import deepcopy
@@ -196,3 +198,34 @@ async def test_place_of_a_rejected_section_is_used_again(app: Application) -> No
     assert "rtpmap" not in sdp.partition("m=application")[2]
     old, new = [transceiver for transceiver in ours.getTransceivers() if transceiver.kind == "video"]
     assert (old.mid, old.stopped, new.mid, new.stopped) == ("1", True, "7", False)
+
+
+async def test_connection_closes_though_its_track_cannot_be_stopped(app: Application) -> None:
+    class Stuck(Tone):
+        def stop(self) -> None:
+            raise KeyError("of the application")
+
+    ours, client = await app.make(), await app.make_client("tone")
+    ours.addTrack(Stuck())
+    heard = app.listen(client)
+    await negotiate(client, ours)
+    await until(lambda: heard.loud and heard.loud[0] >= 2)
+    async with asyncio.timeout(5):
+        await ours.close()
+        await ours.close()
+    await until(lambda: client.connectionState == "closed")
+
+
+async def test_section_that_was_stopped_is_negotiated_again(
+    app: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, client = await app.make("tone"), await app.make_client("tone", "tone")
+    hears = app.listen(ours)
+    await negotiate(client, ours)
+    await until(lambda: len(hears.loud) == 2 and min(hears.loud) >= 2)
+    await ours.getTransceivers()[0].stop()
+    await negotiate(client, ours)
+    heard = hears.loud[1]
+    await until(lambda: hears.loud[1] >= heard + 5)
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
