@@ -1,6 +1,7 @@
 """One UDP socket for every connection of a process, and what they share: keys, certificate, ICE credentials, timer."""
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,8 @@ from transceiver.standalone import open_standalone
 from wire.address import Address
 from wire.keys import KeyRing
 from wire.ufrag import NONCE_BYTES, RouteHint, derive_ice_pwd, seal_ufrag
+
+logger = logging.getLogger(__name__)
 
 _SWEEP_INTERVAL_S = 1.0
 
@@ -166,10 +169,16 @@ class Hub:
             now = self.clock()
             self.effort.update(time.process_time(), now)
             for peer in list(self._peers):
-                self._mux.remove_ufrags(peer.agent.expire_credentials(now))
-                reason = peer.why_over(now)
-                if reason is not None:
-                    peer.on_over(reason)
+                try:
+                    self._sweep_one(peer, now)
+                except Exception:  # one connection's trouble must not keep the others from ending
+                    logger.exception("a connection could not be looked after")
+
+    def _sweep_one(self, peer: HubPeer, now: float) -> None:
+        self._mux.remove_ufrags(peer.agent.expire_credentials(now))
+        reason = peer.why_over(now)
+        if reason is not None:
+            peer.on_over(reason)
 
     def _new_credential(self, client_ufrag: str) -> Credential:
         hint = RouteHint(
