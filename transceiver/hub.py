@@ -167,7 +167,7 @@ class Hub:
         while True:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
             now = self.clock()
-            self.effort.update(time.process_time(), now)
+            self.effort.update(time.thread_time(), now)
             for peer in list(self._peers):
                 try:
                     self._sweep_one(peer, now)

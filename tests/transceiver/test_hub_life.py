@@ -60,3 +60,25 @@ async def test_connection_that_cannot_be_ended_keeps_no_other_from_ending(
     await until(lambda: first.connectionState == third.connectionState == "closed")
     assert "could not be looked after" in caplog.text
     assert "KeyError: 'consent expired'" in caplog.text
+
+
+async def test_encoders_do_not_give_way_to_other_threads_of_the_application(hub: Hub) -> None:
+    ended = threading.Event()
+
+    def compute() -> None:
+        while not ended.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=compute)
+    seen: list[float] = []
+    hub.effort.update = lambda cpu_s, now: seen.append(cpu_s)  # type: ignore[method-assign]
+    of_process, of_thread = time.process_time(), time.thread_time()
+    thread.start()
+    try:
+        await until(lambda: time.process_time() - of_process > 0.5)
+        count = len(seen)
+        await until(lambda: len(seen) > count)
+    finally:
+        ended.set()
+        thread.join()
+    assert of_thread <= seen[-1] <= time.thread_time()
