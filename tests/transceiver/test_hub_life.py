@@ -1,22 +1,18 @@
 """Whom the hub looks after, what ends them, and what is left when it closes, whatever applications do meanwhile."""
 
-import asyncio
-import gc
-import logging
 import threading
 import time
-import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from aiortc import InvalidStateError, RTCSessionDescription
+from aiortc import RTCSessionDescription
 
-from tests.transceiver.library import Tone, write_config
+from tests.transceiver.library import write_config
 from tests.transceiver.offers import VOICE
 from tests.transceiver.waiting import until
-from transceiver import Hub, HubError, RelayedPeerConnection
+from transceiver import Hub, RelayedPeerConnection
 from transceiver import hub as hub_module
 
 pytestmark = pytest.mark.usefixtures("no_task_left")
