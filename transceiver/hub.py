@@ -26,6 +26,8 @@ from wire.ufrag import NONCE_BYTES, RouteHint, derive_ice_pwd, seal_ufrag
 logger = logging.getLogger(__name__)
 
 _SWEEP_INTERVAL_S = 1.0
+# Closing waits for aiortc's tasks; none of them needs long.
+_CLOSE_TIMEOUT_S = 5.0
 
 
 class HubError(RuntimeError):
@@ -117,10 +119,11 @@ class Hub:
         finally:
             Hub._current = None
             sweeping.cancel()
-            await asyncio.gather(
-                sweeping, *(peer.close() for peer in list(hub._peers)), return_exceptions=True
-            )
-            mux.stop()
+            try:
+                await asyncio.gather(sweeping, return_exceptions=True)
+                await hub._close_peers()
+            finally:
+                mux.stop()
 
     @classmethod
     def current(cls) -> "Hub":
@@ -130,6 +133,12 @@ class Hub:
                 "no hub is open: make connections within `async with transceiver.Hub.open(...)`, or name a hub"
             )
         return Hub._current
+
+    async def _close_peers(self) -> None:
+        closings = [asyncio.wait_for(peer.close(), _CLOSE_TIMEOUT_S) for peer in list(self._peers)]
+        for result in await asyncio.gather(*closings, return_exceptions=True):
+            if isinstance(result, BaseException):
+                logger.error("a connection did not close", exc_info=result)
 
     def __len__(self) -> int:
         return len(self._peers)

@@ -1,9 +1,11 @@
 """Whom the hub looks after, what ends them, and what is left when it closes, whatever applications do meanwhile."""
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -78,3 +80,86 @@ async def test_encoders_do_not_give_way_to_other_threads_of_the_application(hub:
         ended.set()
         thread.join()
     assert of_thread <= seen[-1] <= time.thread_time()
+
+
+# closing
+
+
+class _StuckError(Exception):
+    """Of a connection that does not close."""
+
+
+async def _open_with(directory: Path, close: Any, opened: "asyncio.Future[Hub]") -> None:
+    """A hub with a connection that closes in its own way, left by being cancelled."""
+    async with Hub.open(state_dir=directory) as hub:
+        peer = await answered()
+        original = peer.close
+
+        async def closing() -> None:
+            await original()
+            await close()
+
+        peer.close = closing  # type: ignore[method-assign]
+        opened.set_result(hub)
+        await asyncio.sleep(3600)
+
+
+def _is_read(hub: Hub) -> bool:
+    return hub._mux._sock.fileno() >= 0
+
+
+async def _stuck() -> None:
+    await asyncio.sleep(3600)
+
+
+async def test_hub_that_is_cancelled_while_closing_leaves_no_socket(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    opened: asyncio.Future[Hub] = asyncio.get_running_loop().create_future()
+    leaving = asyncio.Event()
+
+    async def close() -> None:
+        leaving.set()
+        await _stuck()
+
+    task = asyncio.create_task(_open_with(tmp_path, close, opened))
+    hub = await opened
+    task.cancel()
+    await leaving.wait()
+    assert _is_read(hub)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not _is_read(hub)
+
+
+async def test_connection_that_does_not_close_keeps_no_hub_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub_module, "_CLOSE_TIMEOUT_S", 0.05)
+    write_config(tmp_path)
+    opened: asyncio.Future[Hub] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(_open_with(tmp_path, _stuck, opened))
+    hub = await opened
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 60)
+    assert not _is_read(hub)
+    assert "did not close" in caplog.text
+    assert "TimeoutError" in caplog.text
+
+
+async def test_connection_that_fails_to_close_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def close() -> None:
+        raise _StuckError
+
+    write_config(tmp_path)
+    opened: asyncio.Future[Hub] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(_open_with(tmp_path, close, opened))
+    hub = await opened
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not _is_read(hub)
+    assert "_StuckError" in caplog.text
