@@ -83,6 +83,7 @@ class Hub:
         self._keys = keys
         self._mux = mux
         self._peers: dict[HubPeer, None] = {}
+        self._is_closed = False
 
     @classmethod
     @asynccontextmanager
@@ -135,6 +136,7 @@ class Hub:
         return Hub._current
 
     async def _close_peers(self) -> None:
+        self._is_closed = True
         closings = [asyncio.wait_for(peer.close(), _CLOSE_TIMEOUT_S) for peer in list(self._peers)]
         for result in await asyncio.gather(*closings, return_exceptions=True):
             if isinstance(result, BaseException):
@@ -150,10 +152,25 @@ class Hub:
         agent = IceLiteAgent(self._new_credential(""), self.clock())
         return MuxConnection(agent, self._mux, self.clock, peer)
 
+    def watch(self, peer: HubPeer) -> bool:
+        """Look after a connection, which has its first description; True if it is new, and its consent counts from now.
+
+        One that has none is its application's alone. Raises HubError.
+        """
+        if self._is_closed:
+            raise HubError(
+                "the hub of this connection has closed; make another within the block of an open hub"
+            )
+        if peer in self._peers:
+            return False
+        self._peers[peer] = None
+        peer.agent.expect("", self.clock())
+        return True
+
     def expect(self, peer: HubPeer, client_ufrag: str) -> None:
         """Serve a connection, whose client's description has come."""
+        self.watch(peer)
         peer.agent.expect(client_ufrag, self.clock())
-        self._peers[peer] = None
         self._mux.add(peer.connection)
 
     def restart_ice(self, peer: HubPeer, client_ufrag: str) -> Credential:

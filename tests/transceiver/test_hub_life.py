@@ -1,20 +1,22 @@
 """Whom the hub looks after, what ends them, and what is left when it closes, whatever applications do meanwhile."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from aiortc import RTCSessionDescription
+from aiortc import InvalidStateError, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
-from tests.transceiver.library import write_config
+from tests.transceiver.library import Tone, write_config
 from tests.transceiver.offers import VOICE
 from tests.transceiver.waiting import until
-from transceiver import Hub, RelayedPeerConnection
+from transceiver import Hub, HubError, RelayedPeerConnection
 from transceiver import hub as hub_module
 
 pytestmark = pytest.mark.usefixtures("no_task_left")
@@ -163,3 +165,88 @@ async def test_connection_that_fails_to_close_is_logged(
         await task
     assert not _is_read(hub)
     assert "_StuckError" in caplog.text
+
+
+# from the first description on
+
+
+async def offered() -> RelayedPeerConnection:
+    """A connection that offered and got no answer."""
+    peer = RelayedPeerConnection()
+    peer.addTrack(Tone())
+    await peer.setLocalDescription(await peer.createOffer())
+    return peer
+
+
+async def test_connection_that_only_offered_is_closed_with_its_hub(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    async with Hub.open(state_dir=tmp_path) as hub:
+        peer = await offered()
+        assert len(hub) == 1
+    assert (peer.connectionState, peer.signalingState) == ("closed", "closed")
+    assert len(hub) == 0
+
+
+async def test_offer_that_is_not_answered_ends_30_s_after_it_was_made(hub: Hub) -> None:
+    peer = RelayedPeerConnection()
+    peer.addTransceiver("audio")
+    pass_time(hub, 40)  # it was made, and nothing more
+    await peer.setLocalDescription(await peer.createOffer())
+    looked: list[float] = []
+    hub.effort.update = lambda cpu_s, now: looked.append(now)  # type: ignore[method-assign]
+    pass_time(hub, 15)
+    await until(lambda: len(looked) >= 3)
+    assert peer.connectionState == "new"
+    pass_time(hub, 16)
+    await until(lambda: peer.connectionState == "closed")
+    assert len(hub) == 0
+
+
+async def test_answer_to_an_offer_gives_30_s_for_the_first_check(hub: Hub) -> None:
+    peer = await offered()
+    client = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    await client.setRemoteDescription(peer.localDescription)
+    await client.setLocalDescription(await client.createAnswer())
+    pass_time(hub, 20)
+    await peer.setRemoteDescription(client.localDescription)
+    await client.close()
+    looked: list[float] = []
+    hub.effort.update = lambda cpu_s, now: looked.append(now)  # type: ignore[method-assign]
+    pass_time(hub, 20)
+    await until(lambda: len(looked) >= 3)
+    assert peer.connectionState != "closed"
+    pass_time(hub, 11)
+    await until(lambda: peer.connectionState == "closed")
+
+
+async def test_connection_without_a_description_is_its_applications(hub: Hub) -> None:
+    kept, forgotten = RelayedPeerConnection(), RelayedPeerConnection()
+    forgotten.addTransceiver("audio")
+    gone = weakref.ref(forgotten)
+    del forgotten
+    gc.collect()
+    assert gone() is None
+    looked: list[float] = []
+    hub.effort.update = lambda cpu_s, now: looked.append(now)  # type: ignore[method-assign]
+    pass_time(hub, 100)
+    await until(lambda: len(looked) >= 3)
+    assert kept.connectionState == "new"
+    assert len(hub) == 0
+    await kept.close()
+
+
+async def test_connection_whose_hub_has_closed_takes_no_description(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    async with Hub.open(state_dir=tmp_path) as hub:
+        answers, offers, closed = (RelayedPeerConnection() for _ in range(3))
+        await closed.close()
+    with pytest.raises(HubError, match="has closed"):
+        await answers.setRemoteDescription(RTCSessionDescription(VOICE, "offer"))
+    offers.createDataChannel("events")
+    with pytest.raises(HubError, match="has closed"):
+        await offers.setLocalDescription(await offers.createOffer())
+    with pytest.raises(InvalidStateError):
+        await closed.setLocalDescription()
+    assert len(hub) == len(hub.ticker) == 0
+    for peer in (answers, offers):
+        await peer.close()
