@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fleet.config import RedisConfig
-from host.config_table import ConfigTable, read_document
-from host.errors import ConfigError
+from host.config_table import TABLES, ConfigTable, read_document
 from host.privileges import check_user
 from host.sockets import is_ipv6_available
 from host.state_dir import StateDir
 from relay.config import RelayConfig, pair_vips
 from relay.core.policy import Vip
 from transceiver.config import TransceiverConfig
-
-_TABLES = ("fleet", "relay", "transceiver", "redis", "host")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +52,8 @@ def load_config(
     listening address beside them.
     """
     document = read_document(path)
-    for name in document:
-        if name not in _TABLES:
-            raise ConfigError(
-                name, f"unknown table; known are {', '.join(f'[{table}]' for table in _TABLES)}"
-            )
     tables: dict[str, ConfigTable] = {}
-    for name in _TABLES:
+    for name in TABLES:
         values = document.get(name, {})
         if isinstance(values, dict):
             values = {**values, **overrides.get(name, {})}

@@ -16,7 +16,7 @@ Session = dict[str, Any]
 
 _DIRECTIONS = (("up", "from the client"), ("down", "to the client"))
 # What is counted of both directions, then of what comes from the client alone.
-_COUNTS = ("packets", "lost", "concealed", "filled", "late", "duplicates", "reordered")
+_COUNTS = ("packets", "lost", "concealed", "filled", "late", "excess", "duplicates", "reordered")
 
 
 @cli.command()

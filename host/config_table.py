@@ -20,10 +20,19 @@ _TYPE_NAMES = {
 }
 
 
+TABLES = ("fleet", "relay", "transceiver", "redis", "host")
+
+
 def read_document(path: Path | None) -> dict[str, Any]:
-    """All tables of a configuration file; none without a file. Raises ConfigError."""
-    if path is None:
-        return {}
+    """All tables of a configuration file, each one of TABLES; none without a file. Raises ConfigError."""
+    document = {} if path is None else _read_toml(path)
+    for name in document:
+        if name not in TABLES:
+            raise ConfigError(name, f"unknown table; known are {', '.join(f'[{table}]' for table in TABLES)}")
+    return document
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -111,6 +120,12 @@ class ConfigTable:
             return self._directory / Path(text).expanduser()
         except RuntimeError as error:
             raise ConfigError(self.field(key), f"{text}: {error}") from None
+
+    def leave(self, *keys: str) -> None:
+        """Keys that are known, whose values are another's to check."""
+        self._known.extend(keys)
+        for key in keys:
+            self._values.pop(key, None)
 
     def finish(self) -> None:
         """Raise ConfigError if a key is left over."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import logging
 import struct
+import traceback
 from typing import Any
 
 import pylibsrtp
@@ -24,6 +26,8 @@ from wire.demux import PacketClass, classify
 from wire.errors import WireError
 from wire.rtcp import is_rtcp, parse_rtcp_untrusted
 from wire.rtp import RtpPacket, parse_rtp_untrusted
+
+logger = logging.getLogger(__name__)
 
 _CM_TAG_BYTES = 10
 _MAX_RECORD_BYTES = 1500
@@ -64,6 +68,7 @@ class _AuthenticatedDataReceiver:
         self._guard = SctpGuard(receiver)
         self._connection = connection
         self._observer = observer
+        self._has_failed = False
         self.handled = 0
 
     async def _handle_data(self, data: bytes) -> None:
@@ -81,10 +86,30 @@ class _AuthenticatedDataReceiver:
             return
         try:
             await self._receiver._handle_data(data)
-        except ConnectionError:
-            raise
-        except Exception:  # noqa: BLE001  # aiortc, and applications' handlers, raise whatever a strange peer makes them trip over
-            self._observer.count("sctp_malformed")
+        except Exception as error:  # aiortc raises whatever a strange peer makes it trip over
+            if _is_from_listener(error):
+                self._note_failure(error)
+            elif isinstance(error, ConnectionError):
+                raise
+            else:
+                self._observer.count("sctp_malformed")
+
+    def _note_failure(self, error: Exception) -> None:
+        self._observer.count("listener_failed")
+        if not self._has_failed:  # the client decides how often
+            self._has_failed = True
+            logger.error(
+                "who listens to a data channel failed; from now on only counted (listener_failed)",
+                exc_info=error,
+            )
+
+
+def _is_from_listener(error: Exception) -> bool:
+    """Whether it was raised by who listens to an event of aiortc, which is the application: events go by way of pyee."""
+    return any(
+        frame.f_globals.get("__name__", "").partition(".")[0] == "pyee"
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 class MuxDtlsTransport(RTCDtlsTransport):

@@ -1,6 +1,7 @@
 """One UDP socket for every connection of a process, and what they share: keys, certificate, ICE credentials, timer."""
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +23,11 @@ from wire.address import Address
 from wire.keys import KeyRing
 from wire.ufrag import NONCE_BYTES, RouteHint, derive_ice_pwd, seal_ufrag
 
+logger = logging.getLogger(__name__)
+
 _SWEEP_INTERVAL_S = 1.0
+# Closing waits for aiortc's tasks; none of them needs long.
+_CLOSE_TIMEOUT_S = 5.0
 
 
 class HubError(RuntimeError):
@@ -78,6 +83,7 @@ class Hub:
         self._keys = keys
         self._mux = mux
         self._peers: dict[HubPeer, None] = {}
+        self._is_closed = False
 
     @classmethod
     @asynccontextmanager
@@ -114,10 +120,11 @@ class Hub:
         finally:
             Hub._current = None
             sweeping.cancel()
-            await asyncio.gather(
-                sweeping, *(peer.close() for peer in list(hub._peers)), return_exceptions=True
-            )
-            mux.stop()
+            try:
+                await asyncio.gather(sweeping, return_exceptions=True)
+                await hub._close_peers()
+            finally:
+                mux.stop()
 
     @classmethod
     def current(cls) -> "Hub":
@@ -127,6 +134,13 @@ class Hub:
                 "no hub is open: make connections within `async with transceiver.Hub.open(...)`, or name a hub"
             )
         return Hub._current
+
+    async def _close_peers(self) -> None:
+        self._is_closed = True
+        closings = [asyncio.wait_for(peer.close(), _CLOSE_TIMEOUT_S) for peer in list(self._peers)]
+        for result in await asyncio.gather(*closings, return_exceptions=True):
+            if isinstance(result, BaseException):
+                logger.error("a connection did not close", exc_info=result)
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -138,10 +152,25 @@ class Hub:
         agent = IceLiteAgent(self._new_credential(""), self.clock())
         return MuxConnection(agent, self._mux, self.clock, peer)
 
+    def watch(self, peer: HubPeer) -> bool:
+        """Look after a connection, which has its first description; True if it is new, and its consent counts from now.
+
+        One that has none is its application's alone. Raises HubError.
+        """
+        if self._is_closed:
+            raise HubError(
+                "the hub of this connection has closed; make another within the block of an open hub"
+            )
+        if peer in self._peers:
+            return False
+        self._peers[peer] = None
+        peer.agent.expect("", self.clock())
+        return True
+
     def expect(self, peer: HubPeer, client_ufrag: str) -> None:
         """Serve a connection, whose client's description has come."""
+        self.watch(peer)
         peer.agent.expect(client_ufrag, self.clock())
-        self._peers[peer] = None
         self._mux.add(peer.connection)
 
     def restart_ice(self, peer: HubPeer, client_ufrag: str) -> Credential:
@@ -164,12 +193,18 @@ class Hub:
         while True:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
             now = self.clock()
-            self.effort.update(time.process_time(), now)
+            self.effort.update(time.thread_time(), now)
             for peer in list(self._peers):
-                self._mux.remove_ufrags(peer.agent.expire_credentials(now))
-                reason = peer.why_over(now)
-                if reason is not None:
-                    peer.on_over(reason)
+                try:
+                    self._sweep_one(peer, now)
+                except Exception:  # one connection's trouble must not keep the others from ending
+                    logger.exception("a connection could not be looked after")
+
+    def _sweep_one(self, peer: HubPeer, now: float) -> None:
+        self._mux.remove_ufrags(peer.agent.expire_credentials(now))
+        reason = peer.why_over(now)
+        if reason is not None:
+            peer.on_over(reason)
 
     def _new_credential(self, client_ufrag: str) -> Credential:
         hint = RouteHint(

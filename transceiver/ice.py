@@ -20,11 +20,11 @@ Rules:
     followed             authenticated in-order packet; USE-CANDIDATE        30 s without a fresh check
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from transceiver.transactions import Transactions
 from wire.address import Address
 from wire.stun import (
     Attribute,
@@ -40,8 +40,6 @@ CONSENT_S = 30.0
 # client gave up (RFC 9725 section 4.3.3 lets it keep the old ones).
 _OLD_CREDENTIAL_S = 30.0
 _MAX_CREDENTIALS = 4
-# A day of checks every 1.3 s. An older one, replayed, would count as fresh.
-_MAX_TRANSACTIONS = 65_536
 _AMPLIFICATION = 3
 _ROTATE_AFTER_S = 0.5
 _SILENCE_WHILE_SENDING_S = 1.0
@@ -117,7 +115,7 @@ class IceLiteAgent:
         self._credentials = {credential.server_ufrag: _Live(credential)}
         self._current = credential
         self._paths: dict[Path, _PathState] = {}
-        self._transactions: OrderedDict[bytes, None] = OrderedDict()
+        self._transactions = Transactions()
         self._streams: dict[int, _Stream] = {}
         self._consent_at = now
         self._dtls_seen = False
@@ -200,7 +198,7 @@ class IceLiteAgent:
         answer = write_binding_success(message.transaction_id, path.client, key)
         if message.transaction_id in self._transactions:
             return CheckResult(answer)
-        self._remember(message.transaction_id)
+        self._transactions.add(message.transaction_id)
         removed = self._make_room() if path not in self._paths else None
         state = self._paths.setdefault(path, _PathState(relay))
         state.relay, state.checked_at = relay, now
@@ -297,11 +295,6 @@ class IceLiteAgent:
             paths = list(self._paths)
             self.selected = paths[(paths.index(self.selected) + 1) % len(paths)]
         self._dtls_sent_at = now
-
-    def _remember(self, transaction_id: bytes) -> None:
-        self._transactions[transaction_id] = None
-        if len(self._transactions) > _MAX_TRANSACTIONS:
-            self._transactions.popitem(last=False)
 
     def _make_room(self) -> Path | None:
         if len(self._paths) < MAX_PATHS:

@@ -192,7 +192,7 @@ class RelayedPeerConnection(RTCPeerConnection):
         return description
 
     async def setRemoteDescription(self, sessionDescription: RTCSessionDescription) -> None:  # noqa: N802, N803
-        """See the base class. Raises OfferError, a ValueError, if its sections cannot share one transport."""
+        """See the base class. Raises OfferError, a ValueError, if its sections cannot share one transport; HubError as below."""
         await self.apply(sessionDescription, check_description_untrusted(sessionDescription.sdp))
 
     async def apply(self, description: RTCSessionDescription, described: Described) -> None:
@@ -232,7 +232,9 @@ class RelayedPeerConnection(RTCPeerConnection):
                 transceiver._set_mline_index(-1)
 
     async def setLocalDescription(self, sessionDescription: RTCSessionDescription | None = None) -> None:  # noqa: N802, N803
-        """See the base class."""
+        """See the base class. Raises HubError if the hub has closed."""
+        if self.signalingState != "closed" and self._hub.watch(self):
+            self._expected_at = self._hub.clock()
         await super().setLocalDescription(sessionDescription)
         self.note_phase("answered")
 

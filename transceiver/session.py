@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from transceiver.hub import Hub
 from transceiver.ice import Credential, IceLiteAgent
 from transceiver.offer import Described, OfferError
 from transceiver.peer import RelayedPeerConnection
+
+logger = logging.getLogger(__name__)
 
 # Closing waits for aiortc's tasks; none of them needs long.
 _CLOSE_TIMEOUT_S = 5.0
@@ -74,9 +77,13 @@ class Session:
     async def close(self) -> None:
         """End the call: DTLS says goodbye to the client, then every task ends."""
         self.peer.remove_all_listeners()
-        await self._backend.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.peer.close(), _CLOSE_TIMEOUT_S)
+        try:
+            await self._backend.close()
+        except Exception:  # the client is to hear of the end all the same
+            logger.exception("the backend of a session failed to close")
+        finally:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.peer.close(), _CLOSE_TIMEOUT_S)
 
     @property
     def is_connected(self) -> bool:

@@ -1,7 +1,7 @@
 """What an application needs of relayctl's configuration, to be a transceiver of its own."""
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from host.errors import ConfigError
 from host.keystore import load_keys
 from host.sockets import bind_udp, bound_address, is_ipv6_available, take_without_checksum
 from host.state_dir import StateDir, default_state_dir
+from transceiver.config import TransceiverConfig
 from wire.address import Address
 from wire.keys import KeyRing
 
@@ -48,7 +49,7 @@ def open_standalone(
     fleet, relay, ours = (
         ConfigTable(name, document.get(name, {}), directory) for name in ("fleet", "relay", "transceiver")
     )
-    vips = fleet.take_addresses("vip", []) or relay.take_addresses("listen", loopback_vips())
+    vips = _take_vips(fleet, relay)
     address = ours.take_address("listen", "127.0.0.1:0")._replace(port=0)
     cluster_id = fleet.take_int("cluster_id", 1, low=0, high=65_535)
     relay_networks = ours.take_networks("relay_networks", LOOPBACK_NETWORKS)
@@ -57,6 +58,10 @@ def open_standalone(
     keys_file = fleet.take_path("keys_file", None)
     if keys_file is None:
         keys_file = StateDir(Path(state_dir) if state_dir is not None else default_state_dir()).keys_file
+    fleet.finish()
+    # For relayctl's own processes; an application need not be able to read their TLS key.
+    ours.leave(*(setting.name for setting in fields(TransceiverConfig)))
+    ours.finish()
     keys = load_keys(keys_file)
     sock = bind_udp("transceiver.listen" if listen is None else "listen", address)
     take_without_checksum(sock)
@@ -68,6 +73,18 @@ def open_standalone(
         keys=keys,
         relay_networks=relay_networks,
     )
+
+
+def _take_vips(fleet: ConfigTable, relay: ConfigTable) -> tuple[Address, ...]:
+    vips, field = fleet.take_addresses("vip", []), fleet.field("vip")
+    if not vips:
+        vips, field = relay.take_addresses("listen", loopback_vips()), relay.field("listen")
+    if not vips:
+        raise ConfigError(field, "is empty, as is fleet.vip; clients need at least one address")
+    for vip in vips:
+        if not vip.port:
+            raise ConfigError(field, f"{vip} needs a port: clients are told it")
+    return vips
 
 
 def _parse_listen(listen: str) -> Address:

@@ -167,6 +167,7 @@ def test_statistics_of_a_call(host: TransceiverHost) -> None:
         "concealed",
         "filled",
         "late",
+        "excess",
         "duplicates",
         "reordered",
     }

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.netns, pytest.mark.slow]
 _CALL_S = 300.0
 _LOOK_EVERY_S = 10.0
 # A busy machine may keep a process from its core for a while; a call that is stuck is silent for longer.
-_SILENCE_MS = 500
+_SILENCE_MS = 1_000
 # How much of its audio Chromium must have been sent in that time: 50 packets/s.
 _LEAST_PACKETS = 0.98 * _CALL_S * 50
 _HEARD = """async () => {

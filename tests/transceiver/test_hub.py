@@ -86,6 +86,25 @@ def test_damaged_offer_is_answered_or_refused_and_leaves_nothing(sdp: str) -> No
     assert asyncio.run(_errors_of(sdp)) == []
 
 
+class _BackendThatFails(EchoBackend):
+    async def close(self) -> None:
+        await super().close()
+        raise KeyError("of the backend")
+
+
+async def test_session_whose_backend_fails_to_close_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    mux = Mux(_NoSocket(), (ip_network("127.0.0.0/8"),), clock)  # type: ignore[arg-type]  # sends nothing
+    hub = Hub(HubSettings(address=RELAY, vips=(VIP,), cluster_id=1), KEYS, mux, clock)
+    settings = SessionSettings(internal_http=RELAY, max_sessions=1)
+    sessions = Sessions(settings, hub, mux, _BackendThatFails)
+    session, _ = await sessions.create(VOICE)
+    await sessions.close_all("over")
+    assert session.peer.connectionState == "closed"
+    assert len(sessions) == len(hub) == 0
+    assert "KeyError: 'of the backend'" in caplog.text
+
+
 async def test_session_that_checks_but_never_connects_is_ended_after_30_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,5 +1,6 @@
 """What an application calls: Hub.open and its errors, connections without a hub, install."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
 import transceiver
+from cli.config import TEMPLATE
 from host.errors import AddressInUseError, ConfigError
 from host.sockets import bind_udp, bound_address, is_ipv6_available
 from tests.transceiver.library import application, write_config
@@ -48,6 +50,18 @@ async def test_hub_reads_relayctls_file(tmp_path: Path) -> None:
         await peer.close()
 
 
+async def test_hub_takes_every_setting_that_relayctl_start_has(tmp_path: Path) -> None:
+    """Those of its own processes, too, such as a key for TLS that the application may not read."""
+    write_config(tmp_path)
+    config = tmp_path / "all.toml"
+    told = re.sub(r"^# (?=\w+ = )", "", TEMPLATE, flags=re.MULTILINE)
+    told = told.replace('tls_cert = ""', 'tls_cert = "none.pem"')
+    assert told.count("none.pem") == 2
+    config.write_text(told)
+    async with Hub.open(config, state_dir=tmp_path) as hub:
+        assert str(hub.settings.vips[0]) == "127.0.0.1:3478"
+
+
 async def test_keys_file_is_found_next_to_the_configuration(tmp_path: Path) -> None:
     config = write_config(tmp_path, fleet='keys_file = "keys.json"')
     async with Hub.open(config, state_dir=tmp_path / "elsewhere"):
@@ -65,6 +79,11 @@ async def test_hub_listens_on_ipv6(tmp_path: Path) -> None:
     ("fleet", "ours", "field"),
     [
         ('vip = ["nowhere"]', "", "fleet.vip"),
+        ('vip = ["192.0.2.1:0"]', "", "fleet.vip"),
+        ('vips = ["192.0.2.1:3478"]', "", "fleet.vips"),
+        ('[relay]\nlisten = ["127.0.0.1:0"]', "", "relay.listen"),
+        ("[relay]\nlisten = []", "", "relay.listen"),
+        ("[transciever]", "", "transciever"),
         ("vip = 3478", "", "fleet.vip"),
         ("cluster_id = 70000", "", "fleet.cluster_id"),
         ('cluster_id = "one"', "", "fleet.cluster_id"),
@@ -74,6 +93,7 @@ async def test_hub_listens_on_ipv6(tmp_path: Path) -> None:
         ("", 'listen = "here"', "transceiver.listen"),
         ("", 'relay_networks = ["10.0.0.1/8"]', "transceiver.relay_networks"),
         ("", 'relay_networks = "10.0.0.0/8"', "transceiver.relay_networks"),
+        ("", 'relay_netwroks = ["10.0.0.0/8"]', "transceiver.relay_netwroks"),
     ],
 )
 async def test_setting_that_cannot_be_is_named(tmp_path: Path, fleet: str, ours: str, field: str) -> None:

@@ -408,7 +408,8 @@ async def test_what_the_network_loses_and_reorders_is_heard_in_order_and_told(ap
     await until(lambda: hears.loud and hears.loud[0] >= 100)
     up = ours.describe()["up"]
     assert up["lost"] >= 8
-    assert up["concealed"] + up["late"] >= up["lost"] - 2
+    # What a stall of this machine made us fill is not made up again.
+    assert up["concealed"] + up["late"] >= up["lost"] - up["filled"] - 2
     assert up["reordered"] >= 8
     sent = up["packets"] + up["lost"]
     assert sent - 10 <= hears.loud[0] <= sent + up["filled"] + 1

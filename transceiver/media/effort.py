@@ -7,7 +7,8 @@
     else                                  as it is
 
 At speech's bit rates a step of complexity costs about 8 % of the CPU time of a call that is decoded and encoded: less than
-from one border to the other, so it does not swing.
+from one border to the other, so it does not swing. What counts is the thread of the loop, where encoders work: plainer
+voices would give nothing to an application's other threads.
 """
 
 _WINDOW_S = 1.0
@@ -25,7 +26,7 @@ class Effort:
         self._raised_at = float("-inf")
 
     def update(self, cpu_s: float, now: float) -> None:
-        """Look how busy the process is: CPU seconds since it began, and monotonic seconds."""
+        """Look how busy we are: CPU seconds of the thread of the loop since it began, and monotonic seconds."""
         if self._looked is None:
             self._looked = now, cpu_s
         elapsed_s = now - self._looked[0]

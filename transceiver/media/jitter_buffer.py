@@ -9,20 +9,21 @@ encoder wants them as soon as possible, and in order. Rules:
 4. When nothing comes at all, we do not know whether packets are lost or only held up. After 200 ms (60 ms, if the sender
    had announced a pause by DTX) frames are made up at the pace of time, so that a listener hears the silence.
 5. What was made up counts as time that has passed: of packets lost meanwhile only the rest is made up, of packets that
-   were held up none is dropped. Where timestamps tell of more time than that, the sender paused, and so does what is heard.
-6. A jump ahead by more than a second in sequence numbers is a new beginning, and so is one back by more than SRTP lets
+   were held up none is dropped, within rule 6. Where timestamps tell of more time than that, the sender paused, and so does what is heard.
+6. What is heard may be 2 s ahead of the time that has passed, no more: whatever numbers and timestamps a client writes, it
+   makes us decode what a call is worth. What is beyond that is dropped, and counted as excess.
+7. A jump ahead by more than a second in sequence numbers is a new beginning, and so is one back by more than SRTP lets
    through; a jump of more than 10 s in timestamps is no time that has passed.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MAX_HELD = 64
 _MIN_WAIT_S, _FIRST_WAIT_S, _MAX_WAIT_S = 0.02, 0.04, 0.2
 _WAIT_GROWTH, _WAIT_DECAY = 1.25, 0.95
 _STALL_S, _PAUSE_S = 0.2, 0.06
 _DTX_BYTES = 2  # a packet of DTX is the TOC byte, perhaps with one more (RFC 6716 section 2.1.9)
-_MAX_JUMP = 50
+_MAX_JUMP = 50  # and so no more are ever held
 # libsrtp's replay window, as aiortc sets it: what is older does not come here, and what is younger is late. After a change
 # of paths, what was under way on the old one may be seconds late.
 _MAX_LATE = 1024
@@ -31,6 +32,7 @@ _MAX_PAUSE_S = 10.0
 _MAX_MADE_UP = 10
 _MAX_FILLED_AT_ONCE = 25
 _REMEMBERED = 64
+_MAX_LEAD_S = 2.0
 
 
 class Frame(NamedTuple):
@@ -55,13 +57,16 @@ class _Held(NamedTuple):
 
 @dataclass(slots=True)
 class JitterCounts:
-    """Frames made up for lost packets (``concealed``) and in pauses (``filled``); packets that came too late or twice."""
+    """Frames made up for lost packets (``concealed``) and in pauses (``filled``); packets that came too late or twice; frames
+    for which no time had passed (``excess``).
+    """
 
     concealed: int = 0
     filled: int = 0
     late: int = 0
     duplicates: int = 0
     resyncs: int = 0
+    excess: int = 0
 
 
 class JitterBuffer:
@@ -81,6 +86,8 @@ class JitterBuffer:
         self._quiet_s = _STALL_S
         self._filled = 0  # frames since the last packet
         self._made_up: dict[int, float] = {}  # when the gap of a packet that was made up began
+        self._lead_s = 0.0  # of what was heard, before the time
+        self._led_at = float("-inf")
 
     @property
     def wait_s(self) -> float:
@@ -91,6 +98,30 @@ class JitterBuffer:
         self, sequence_number: int, timestamp: int, samples: int, payload: bytes, now: float
     ) -> list[Frame]:
         """Take a packet that lasts ``samples``; returns what can be heard now."""
+        return self._afford(self._add(sequence_number, timestamp, samples, payload, now), now)
+
+    def poll(self, now: float) -> list[Frame]:
+        """What time alone makes audible."""
+        return self._afford(self._poll(now), now)
+
+    def _afford(self, frames: list[Frame], now: float) -> list[Frame]:
+        if not frames:
+            return frames
+        self._lead_s = max(0.0, self._lead_s - (now - self._led_at))
+        self._led_at = now
+        heard: list[Frame] = []
+        for frame in frames:
+            lead_s = self._lead_s + frame.samples / self._clock_rate
+            if lead_s > _MAX_LEAD_S:
+                self.counts.excess += 1
+                continue
+            self._lead_s = lead_s
+            heard.append(frame)
+        return heard
+
+    def _add(
+        self, sequence_number: int, timestamp: int, samples: int, payload: bytes, now: float
+    ) -> list[Frame]:
         following = self._next
         if following is None:
             following = self._start(sequence_number, timestamp)
@@ -115,12 +146,11 @@ class JitterBuffer:
         if not ahead:
             self._wait_longer(now - self._gap_at)
             return self._hear_held()
-        if len(self._held) >= MAX_HELD or self._filled:
+        if self._filled:
             return self._close_gap()
-        return self.poll(now)
+        return self._poll(now)
 
-    def poll(self, now: float) -> list[Frame]:
-        """What time alone makes audible."""
+    def _poll(self, now: float) -> list[Frame]:
         if self._held:
             frames: list[Frame] = []
             while self._held and now - self._gap_at >= self._wait_s:

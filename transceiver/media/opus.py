@@ -5,6 +5,7 @@ brings the library, though, so it is there wherever aiortc is; the system's is t
 """
 
 import ctypes
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -69,17 +70,35 @@ def opus_version() -> str:
     return str(_library().opus_get_version_string().decode())
 
 
-# Shared by all codecs: everything runs on one thread.
-_packet = ctypes.create_string_buffer(_MAX_PACKET_BYTES)
-_pcm = ctypes.create_string_buffer(MAX_SAMPLES * 2 * 2)
-_packet_at, _pcm_at = ctypes.addressof(_packet), ctypes.addressof(_pcm)
-_packet_view, _pcm_view = memoryview(_packet).cast("B"), memoryview(_pcm).cast("B")
+class _Buffers(threading.local):
+    """Of all codecs of a thread: each copies its result out of them before another is called."""
+
+    def __init__(self) -> None:
+        packet = ctypes.create_string_buffer(_MAX_PACKET_BYTES)
+        pcm = ctypes.create_string_buffer(MAX_SAMPLES * 2 * 2)
+        self.packet_at, self.pcm_at = ctypes.addressof(packet), ctypes.addressof(pcm)
+        self.packet, self.pcm = memoryview(packet).cast("B"), memoryview(pcm).cast("B")
 
 
-class OpusDecoder:
+_buffers = _Buffers()
+
+
+class _Codec:
+    """Belongs to the thread that made it: libopus has no locks, and ctypes lets other threads run meanwhile."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def _require_own_thread(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise OpusError("a codec is used on the thread that made it; use loop.call_soon_threadsafe")
+
+
+class OpusDecoder(_Codec):
     """Packets in, PCM16 out: little-endian, interleaved. Raises OpusError if libopus refuses the format."""
 
     def __init__(self, sample_rate: int, channels: int) -> None:
+        super().__init__()
         self._library = _library()
         self._frame_bytes = 2 * channels
         self._divisor = CLOCK_RATE // sample_rate
@@ -102,23 +121,25 @@ class OpusDecoder:
         return self._run(None, samples, 0)
 
     def _run(self, packet: bytes | None, samples: int, fec: int) -> bytes:
+        self._require_own_thread()
         if samples > MAX_SAMPLES:
             raise OpusError(f"{samples} samples are more than a packet of Opus has")
         length = 0 if packet is None else len(packet)
-        count = self._decode(self._state, packet, length, _pcm_at, samples // self._divisor, fec)
+        count = self._decode(self._state, packet, length, _buffers.pcm_at, samples // self._divisor, fec)
         if count < 0:
             raise OpusError(f"libopus cannot decode a packet of {length} bytes ({count})")
-        return bytes(_pcm_view[: count * self._frame_bytes])
+        return bytes(_buffers.pcm[: count * self._frame_bytes])
 
     def __del__(self) -> None:
         if getattr(self, "_state", None):
             self._library.opus_decoder_destroy(self._state)
 
 
-class OpusEncoder:
+class OpusEncoder(_Codec):
     """PCM16 in, packets out, for speech. Raises OpusError if libopus refuses the format."""
 
     def __init__(self, sample_rate: int, channels: int, *, complexity: int, bit_rate: int) -> None:
+        super().__init__()
         self._library = _library()
         error = ctypes.c_int()
         self._state = self._library.opus_encoder_create(
@@ -134,11 +155,12 @@ class OpusEncoder:
 
     def encode(self, pcm: bytes) -> bytes:
         """One packet of one frame: 2.5, 5, 10, 20, 40 or 60 ms. Raises OpusError on another length."""
+        self._require_own_thread()
         samples = len(pcm) // self._frame_bytes
-        count = self._encode(self._state, pcm, samples, _packet_at, _MAX_PACKET_BYTES)
+        count = self._encode(self._state, pcm, samples, _buffers.packet_at, _MAX_PACKET_BYTES)
         if count < 0:
             raise OpusError(f"libopus cannot encode {samples} samples ({count})")
-        return bytes(_packet_view[:count])
+        return bytes(_buffers.packet[:count])
 
     def expect_loss(self, percent: int) -> None:
         """How much gets lost on the way: above 0, packets carry redundancy for the one before."""

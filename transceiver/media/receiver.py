@@ -14,7 +14,7 @@ from transceiver.media.codecs import Decoder, make_decoder, rtp_clock_rate
 from transceiver.media.context import MediaContext
 from transceiver.media.jitter_buffer import Frame, JitterBuffer, JitterCounts
 from transceiver.media.opus import OpusError
-from transceiver.media.statistics import StreamStatistics
+from transceiver.media.statistics import SourceStatistics
 from transceiver.media.track import VoiceTrack
 from wire.rtcp import SenderReport
 from wire.rtp import RtpPacket, find_extension
@@ -46,7 +46,7 @@ class VoiceReceiver(RTCRtpReceiver):
         self.on_rtp: OnRtp | None = None
         self.on_pcm: OnPcm | None = None
         self.on_first_packet: Callable[[], None] = lambda: None
-        self.statistics: StreamStatistics | None = None
+        self.statistics: SourceStatistics | None = None
         self.signalled_ssrcs: frozenset[int] = frozenset()
         self._context = context
         self._codecs: dict[int, RTCRtpCodecParameters] = {}
@@ -207,9 +207,10 @@ class VoiceReceiver(RTCRtpReceiver):
             "concealed": counts.concealed,
             "filled": counts.filled,
             "late": counts.late,
+            "excess": counts.excess,
         }
 
-    def _change_source(self, ssrc: int, codec: RTCRtpCodecParameters, now: float) -> StreamStatistics | None:
+    def _change_source(self, ssrc: int, codec: RTCRtpCodecParameters, now: float) -> SourceStatistics | None:
         """The stream of another SSRC, or None while we stay with the one that we have."""
         is_silent = now - self._heard_at >= _SOURCE_SILENT_S
         if self.statistics is None:
@@ -220,7 +221,7 @@ class VoiceReceiver(RTCRtpReceiver):
             return None
         else:
             self._before.add(self.statistics)
-        self.statistics = StreamStatistics(ssrc, rtp_clock_rate(codec))
+        self.statistics = SourceStatistics(ssrc, rtp_clock_rate(codec))
         self._jitter_buffer = self._sender_report = None
         return self.statistics
 
@@ -300,7 +301,7 @@ class _Totals:
         self.reordered = 0
         self.counts = JitterCounts()
 
-    def add(self, statistics: StreamStatistics) -> None:
+    def add(self, statistics: SourceStatistics) -> None:
         """A stream has ended."""
         self.received += statistics.received
         self.lost += statistics.lost

@@ -36,15 +36,17 @@ _SILENT_S = 0.2
 # A track that is always ready would keep the loop for itself.
 _FRAMES_IN_A_ROW = 5
 _PACKETS_PER_S = 50
+# What is passed on may be so late, by libsrtp's replay window as aiortc sets it, and miss so many (20 s).
+_MAX_LATE, _MAX_LEAP = 1024, 1000
 
 
 class _Forwarding(NamedTuple):
-    """A source that is passed on: what to add to its numbers, and how many packets had been sent when it began."""
+    """A source that is passed on: what to add to its numbers, and which of ours was its first."""
 
     ssrc: int
-    sequence_offset: int
+    offset: int
     timestamp_offset: int
-    packets_before: int
+    first: int
 
 
 class VoiceSender(RTCRtpSender):
@@ -73,7 +75,7 @@ class VoiceSender(RTCRtpSender):
         self._format: tuple[int, int] = (0, 0)
         self._pending, self._pending_at = b"", 0.0
         # aiortc begins in the lower half too: receivers guess the rollover counter (RFC 3711 section 3.3.1).
-        self._sequence_number = secrets.randbelow(0x8000)
+        self._next = secrets.randbelow(0x8000)  # sequence number, counted on over its 16 bits
         self._timestamp = secrets.randbelow(1 << 32)
         self._forwarding: _Forwarding | None = None
         self._resampler: AudioResampler | None = None
@@ -151,10 +153,13 @@ class VoiceSender(RTCRtpSender):
         """Whether nothing was sent for a while."""
         return self._context.clock() - self.sent_at >= _SILENT_S
 
-    def send_pcm(self, pcm: bytes, sample_rate: int | None = None, channels: int | None = None) -> None:
+    def send_pcm(
+        self, pcm: bytes | bytearray | memoryview, sample_rate: int | None = None, channels: int | None = None
+    ) -> None:
         """Encode and send PCM16, of any length; what does not fill 20 ms waits for more, but not beyond a silence.
 
-        Rate and channels are the settings' by default, and may be any that Opus has.
+        Rate and channels are the settings' by default, and may be any that Opus has. As all of a connection, it is called on
+        the loop's thread.
         """
         if self._codec is None or not self._enabled:
             return
@@ -167,11 +172,11 @@ class VoiceSender(RTCRtpSender):
             self._expect_loss()
         frame_bytes = self._format[0] // _PACKETS_PER_S * self._format[1] * 2
         if self._pending and self._context.clock() - self._pending_at < _SILENT_S:
-            pcm = self._pending + pcm
+            pcm = self._pending + bytes(pcm)
         for start in range(0, len(pcm) - frame_bytes + 1, frame_bytes):
-            if payload := self._encoder.encode(pcm[start : start + frame_bytes]):
+            if payload := self._encoder.encode(bytes(pcm[start : start + frame_bytes])):
                 self.send_encoded(payload)
-        self._pending = pcm[len(pcm) - len(pcm) % frame_bytes :]
+        self._pending = bytes(pcm[len(pcm) - len(pcm) % frame_bytes :])
         if self._pending:
             self._pending_at = self._context.clock()
 
@@ -185,32 +190,38 @@ class VoiceSender(RTCRtpSender):
         ends_at = self._ends_at
         if is_spurt := now - ends_at >= _SILENT_S:
             self._skip_silence(now - ends_at, codec)
-        self._send(self._sequence_number, self._timestamp, payload, now, marker=is_spurt)
+        if not self._send(self._next, self._timestamp, payload, now, marker=is_spurt):
+            return
         samples = samples or samples_per_packet(codec)
         self._sent_ends_at = max(now, ends_at) + samples / rtp_clock_rate(codec)
-        self._sequence_number = (self._sequence_number + 1) & 0xFFFF
+        self._next += 1
         self._timestamp = (self._timestamp + samples) & 0xFFFF_FFFF
 
     def forward(self, packet: RtpPacket) -> None:
-        """Send what came from a client, with our own numbers: gaps and reordering stay as they came."""
+        """Send what came from a client, with our own numbers: gaps and reordering stay as they came.
+
+        No number goes out twice, as SRTP's keystream is of the number (RFC 3711 section 9.1); nor does one that is so far
+        from the last that libsrtp would take it for one of another round. A source that leaps begins anew.
+        """
         codec = self._codec
         if codec is None or not self._enabled:
+            self._forwarding = None
             return
         now = self._context.clock()
         forwarding = self._forwarding
         if forwarding is None or forwarding.ssrc != packet.ssrc:
             forwarding = self._forwarding = self._begin_forwarding(packet, now, codec)
-        sequence_number = (packet.sequence_number + forwarding.sequence_offset) & 0xFFFF
+        ahead = ((packet.sequence_number + forwarding.offset - self._next + 0x8000) & 0xFFFF) - 0x8000
+        if not -_MAX_LATE <= ahead <= _MAX_LEAP:
+            forwarding, ahead = self._begin_forwarding(packet, now, codec), 0
+            self._forwarding = forwarding
+        number = self._next + ahead
+        if number < forwarding.first:
+            return  # older than the first of its source: something else went out under that number
         timestamp = (packet.timestamp + forwarding.timestamp_offset) & 0xFFFF_FFFF
-        ahead = (sequence_number - self._sequence_number) & 0xFFFF
-        if ahead < 0x8000:
-            self._sequence_number = (sequence_number + 1) & 0xFFFF
+        if self._send(number, timestamp, packet.payload, now, marker=packet.marker) and ahead >= 0:
+            self._next = number + 1
             self._timestamp = (timestamp + samples_per_packet(codec)) & 0xFFFF_FFFF
-        elif 0x1_0000 - ahead > self.packets - forwarding.packets_before:
-            # Older than the first of its source: something else went out under that number, and SRTP's keystream is of
-            # the number (RFC 3711 section 9.1).
-            return
-        self._send(sequence_number, timestamp, packet.payload, now, marker=packet.marker)
 
     def _begin_forwarding(self, packet: RtpPacket, now: float, codec: RTCRtpCodecParameters) -> _Forwarding:
         """Of a new source, or after something of our own."""
@@ -219,9 +230,9 @@ class VoiceSender(RTCRtpSender):
             self._skip_silence(silent_s, codec)
         return _Forwarding(
             packet.ssrc,
-            self._sequence_number - packet.sequence_number,
+            self._next - packet.sequence_number,
             self._timestamp - packet.timestamp,
-            self.packets,
+            self._next,
         )
 
     def timestamp_at(self, now: float) -> int:
@@ -261,15 +272,15 @@ class VoiceSender(RTCRtpSender):
         if self._encoder is not None and self.remote_report is not None:
             self._encoder.expect_loss(-(-self.remote_report.fraction_lost * 100 // 256))
 
-    def _send(
-        self, sequence_number: int, timestamp: int, payload: bytes, now: float, *, marker: bool
-    ) -> None:
-        header = write_rtp_header(self._payload_type, sequence_number, timestamp, self._ssrc, marker=marker)
+    def _send(self, number: int, timestamp: int, payload: bytes, now: float, *, marker: bool) -> bool:
+        """Whether it went out: only then its number is used."""
+        header = write_rtp_header(self._payload_type, number & 0xFFFF, timestamp, self._ssrc, marker=marker)
         if not self._dtls.send_rtp(header + payload):
-            return
+            return False
         self.sent_at, self.rtp_timestamp = now, timestamp
         self.packets += 1
         self.octets += len(payload)
+        return True
 
     @property
     def _dtls(self) -> "MuxDtlsTransport":

@@ -6,7 +6,7 @@ _HALF, _CYCLE = 0x8000, 0x10000
 _MAX_MISORDER = 100  # https://www.rfc-editor.org/rfc/rfc3550#appendix-A.1
 
 
-class StreamStatistics:
+class SourceStatistics:
     """One SSRC. ``now`` is monotonic seconds."""
 
     def __init__(self, ssrc: int, clock_rate: int) -> None:

@@ -18,7 +18,8 @@ from tests.bpf.kernel_objects import make_map
 from tests.e2e import namespaces
 from wire.address import Address
 
-FOLLOWED_WITHIN_S = 1.0
+# It takes milliseconds; a machine that other tests keep busy takes longer.
+FOLLOWED_WITHIN_S = 10.0
 BOTH = ("eth0", "eth1")
 NEAR, NEAR_6 = "198.51.100.2", "fd00:0::2"
 OTHER, OTHER_6 = "203.0.113.2", "fd00:1::2"

@@ -74,14 +74,14 @@ class FakeTransport:
 class Media:
     """A receiver and a sender without a network."""
 
-    def __init__(self, settings: AudioSettings | None = None) -> None:
+    def __init__(self, settings: AudioSettings | None = None, transport: FakeTransport | None = None) -> None:
         self.clock = Clock()
         self.tally = Tally()
         self.ticker = Ticker(self.clock)
         settings = settings or AudioSettings()
         self.effort = Effort(settings.complexity, adaptive=settings.adaptive)
         self.context = MediaContext(settings, self.effort, self.clock, self.ticker, self.tally)
-        self.transport = FakeTransport()
+        self.transport = transport or FakeTransport()
         self.receiver = VoiceReceiver(cast("Any", self.transport), self.context)
         self.sender = VoiceSender("audio", cast("Any", self.transport), self.context)
         self.pcm: list[bytes] = []

@@ -5,6 +5,7 @@ import gc
 import math
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -259,3 +260,13 @@ def test_codecs_that_are_gone_hold_no_memory(library: ctypes.CDLL) -> None:
     make_thousand()
     gc.collect()
     assert psutil.Process().memory_info().rss - before < 10_000_000
+
+
+def test_codec_is_refused_on_another_thread() -> None:
+    """libopus has no locks, and a thread that runs meanwhile would hear another call."""
+    encoder, decoder = OpusEncoder(48_000, 1, complexity=0, bit_rate=32_000), OpusDecoder(48_000, 1)
+    packet = encoder.encode(bytes(1_920))
+    with ThreadPoolExecutor(1) as pool:
+        for used in (lambda: encoder.encode(bytes(1_920)), lambda: decoder.decode(packet, 960)):
+            with pytest.raises(OpusError, match="call_soon_threadsafe"):
+                pool.submit(used).result()

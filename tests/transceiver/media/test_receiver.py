@@ -320,6 +320,7 @@ async def test_track_that_is_read_no_more_keeps_the_newest_second(media: Media) 
         await asyncio.wait_for(track.recv(), 0.001)
     packet = speech_packets("opus", 1)[0]
     for number in range(500):
+        media.clock.now += 0.02
         media.arrive(number, packet)
     assert media.tally.counters == {"track_overflow": 450}
     assert isinstance(track, VoiceTrack)

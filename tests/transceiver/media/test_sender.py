@@ -7,22 +7,24 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pylibsrtp
 import pytest
 import pytest_asyncio
 from aiortc import AudioStreamTrack, MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame
 from av.packet import Packet
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from pylibsrtp import Policy, Session
 
-from tests.transceiver.media.fakes import OPUS_TYPE, Media, codec, speech_packets
+from tests.transceiver.media.fakes import OPUS_TYPE, FakeTransport, Media, codec, speech_packets
 from tests.transceiver.waiting import until
 from transceiver.media.codecs import make_decoder
 from transceiver.media.opus import OpusEncoder, samples_of_untrusted
 from transceiver.media.settings import AudioSettings
 from wire.rtcp import ReportBlock
-from wire.rtp import RtpPacket
+from wire.rtp import RtpPacket, write_rtp_header
 
 pytestmark = pytest.mark.usefixtures("no_task_left")
 
@@ -306,7 +308,7 @@ async def test_speech_that_is_sent_faster_than_it_lasts_has_no_gap_behind_it(med
 
 async def test_numbers_and_timestamps_wrap(media: Media) -> None:
     await media.send()
-    media.sender._sequence_number, media.sender._timestamp = 65_535, 2**32 - 960
+    media.sender._next, media.sender._timestamp = 65_535, 2**32 - 960
     for _ in range(2):
         media.sender.send_encoded(b"opus")
     assert [(p.sequence_number, p.timestamp) for p in media.transport.rtp] == [(65_535, 2**32 - 960), (0, 0)]
@@ -408,20 +410,62 @@ async def test_source_that_begins_after_a_silence_does_not_come_out_late(media: 
     assert relative(media) == [(0, 0, 0), (1, 50, 0)]
 
 
+def srtp(ssrc_type: int, *, repeats: bool = False) -> Session:
+    """libsrtp as aiortc sets it, but for repeats."""
+    policy = Policy(key=bytes(30), ssrc_type=ssrc_type)
+    policy.window_size, policy.allow_repeat_tx = 1024, repeats
+    return Session(policy)
+
+
+class Client:
+    """Sends what libsrtp lets through, however it numbers its packets."""
+
+    def __init__(self) -> None:
+        self._ours = srtp(Policy.SSRC_ANY_OUTBOUND, repeats=True)
+        self._theirs = srtp(Policy.SSRC_ANY_INBOUND)
+
+    def is_heard(self, packet: RtpPacket) -> bool:
+        plain = write_rtp_header(OPUS_TYPE, packet.sequence_number, packet.timestamp, packet.ssrc) + b"x"
+        try:
+            self._theirs.unprotect(self._ours.protect(plain))
+        except pylibsrtp.Error:
+            return False
+        return True
+
+
+class Encrypting(FakeTransport):
+    """Has libsrtp refuse what aiortc lets it send: a number that went out before, or one it takes for another round's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._srtp = srtp(Policy.SSRC_ANY_OUTBOUND)
+
+    def send_rtp(self, packet: bytes) -> bool:
+        if len(packet) > 1_000:  # as what is too long for a datagram
+            return False
+        self._srtp.protect(packet)
+        return super().send_rtp(packet)
+
+
 _steps = st.lists(
-    st.tuples(st.sampled_from(["forward", "late", "other", "own"]), st.integers(0, 6)), max_size=60
+    st.tuples(
+        st.sampled_from(["forward", "late", "other", "own", "oversized", "held"]),
+        st.integers(0, 6) | st.integers(0, 0xFFFF) | st.sampled_from([0x6FFF, 0x7FFF, 0x8000, 0x8001]),
+    ),
+    max_size=60,
 )
 
 
 @given(_steps)
+@example([("forward", 0), ("forward", 0x7FFF), ("forward", 0x7FFE), ("forward", 1)])
+@example([("forward", 0), ("oversized", 0x6FFF), ("forward", 0x7000), ("forward", 0x2000)])
 def test_no_number_is_ever_used_twice(steps: list[tuple[str, int]]) -> None:
     """SRTP encrypts by them, and aiortc lets libsrtp repeat: twice the same is twice the same keystream."""
 
     async def run() -> None:
-        media = Media()
+        media = Media(transport=Encrypting())
         await media.send()
-        newest, ssrc = 100, 1
-        seen: set[tuple[int, int]] = set()
+        client, newest, ssrc = Client(), 100, 1
         for step, by in steps:
             if step == "own":
                 media.sender.send_encoded(b"0")
@@ -430,14 +474,27 @@ def test_no_number_is_ever_used_twice(steps: list[tuple[str, int]]) -> None:
                 ssrc, newest = ssrc + 1, 100
             number = newest - by if step == "late" else newest + 1 + by
             newest = max(newest, number)
-            if (ssrc, number) not in seen:  # as SRTP lets them through
-                seen.add((ssrc, number))
-                media.sender.forward(source(number, ssrc))
-        numbers = [packet.sequence_number for packet in media.transport.rtp]
-        assert len(set(numbers)) == len(numbers)
+            packet = source(number, ssrc)
+            if client.is_heard(packet):
+                media.sender._enabled = step != "held"
+                media.sender.forward(packet._replace(payload=bytes(1_400)) if step == "oversized" else packet)
+                media.sender._enabled = True
         await media.stop()
 
     asyncio.run(run())
+
+
+async def test_source_that_was_held_for_long_is_heard_at_once(media: Media) -> None:
+    await media.send()
+    media.sender.forward(source(0))
+    media.sender._enabled = False
+    for number in range(1, 40_000):
+        media.sender.forward(source(number))
+    media.sender._enabled = True
+    media.sender.forward(source(40_000))
+    assert [packet.sequence_number for packet in media.transport.rtp][1] - media.transport.rtp[
+        0
+    ].sequence_number == 1
 
 
 async def test_encoder_tries_less_hard_from_the_next_report_on(media: Media) -> None:

@@ -9,7 +9,7 @@ from aiortc.rtp import RtpPacket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transceiver.media.statistics import StreamStatistics
+from transceiver.media.statistics import SourceStatistics
 
 _RATE = 48_000
 
@@ -87,7 +87,7 @@ def streams(draw: st.DrawFn) -> list[In | None]:
 
 @given(streams())
 def test_agrees_with_the_code_of_the_rfc(stream: list[In | None]) -> None:
-    ours, theirs = StreamStatistics(1, _RATE), Appendix()
+    ours, theirs = SourceStatistics(1, _RATE), Appendix()
     for packet in stream:
         if packet is None:
             report = ours.report(2000.0)
@@ -101,7 +101,7 @@ def test_agrees_with_the_code_of_the_rfc(stream: list[In | None]) -> None:
 
 @given(streams())
 def test_agrees_with_aiortc_on_what_is_lost(stream: list[In | None]) -> None:
-    ours, theirs = StreamStatistics(1, _RATE), aiortc.rtcrtpreceiver.StreamStatistics(_RATE)
+    ours, theirs = SourceStatistics(1, _RATE), aiortc.rtcrtpreceiver.StreamStatistics(_RATE)
     for packet in stream:
         if packet is None:
             report = ours.report(2000.0)
@@ -113,7 +113,7 @@ def test_agrees_with_aiortc_on_what_is_lost(stream: list[In | None]) -> None:
         assert ours.received == theirs.packets_received
 
 
-def _add(statistics: StreamStatistics, *numbers: int) -> None:
+def _add(statistics: SourceStatistics, *numbers: int) -> None:
     for number in numbers:
         statistics.add(number, number * 960, 100, 1.0 + number * 0.02)
 
@@ -137,13 +137,13 @@ def _add(statistics: StreamStatistics, *numbers: int) -> None:
     ],
 )
 def test_counts(numbers: tuple[int, ...], expected: int, lost: int, reordered: int) -> None:
-    statistics = StreamStatistics(1, _RATE)
+    statistics = SourceStatistics(1, _RATE)
     _add(statistics, *numbers)
     assert (statistics.expected, statistics.lost, statistics.reordered) == (expected, lost, reordered)
 
 
 def test_interval_of_a_report_begins_at_the_one_before() -> None:
-    statistics = StreamStatistics(5, _RATE)
+    statistics = SourceStatistics(5, _RATE)
     _add(statistics, 1, 2, 3, 5)
     first = statistics.report(2.02)
     assert (first.ssrc, first.fraction_lost, first.packets_lost) == (5, 256 // 5, 1)
@@ -157,7 +157,7 @@ def test_interval_of_a_report_begins_at_the_one_before() -> None:
 
 
 def test_everything_lost_but_one_fits_its_byte() -> None:
-    statistics = StreamStatistics(1, _RATE)
+    statistics = SourceStatistics(1, _RATE)
     _add(statistics, 1)
     statistics.report(1.0)
     _add(statistics, 2_000)
@@ -165,7 +165,7 @@ def test_everything_lost_but_one_fits_its_byte() -> None:
 
 
 def test_jitter_of_a_steady_stream_is_none_and_of_an_uneven_one_its_mean() -> None:
-    statistics = StreamStatistics(1, _RATE)
+    statistics = SourceStatistics(1, _RATE)
     for number in range(200):
         statistics.add(number, 2**32 - 9_600 + number * 960 & 0xFFFF_FFFF, 80, number * 0.02)
     assert statistics.jitter_ms == pytest.approx(0, abs=0.001)
@@ -177,7 +177,7 @@ def test_jitter_of_a_steady_stream_is_none_and_of_an_uneven_one_its_mean() -> No
 
 
 def test_report_names_the_last_sender_report_and_its_age() -> None:
-    statistics = StreamStatistics(1, _RATE)
+    statistics = SourceStatistics(1, _RATE)
     _add(statistics, 1)
     assert statistics.report(2.0)[-2:] == (0, 0)
     statistics.note_sender_report(0x1234_5678_9ABC_DEF0, 2.0)
@@ -186,4 +186,4 @@ def test_report_names_the_last_sender_report_and_its_age() -> None:
 
 
 def test_report_before_any_packet_says_nothing() -> None:
-    assert StreamStatistics(9, _RATE).report(1.0) == (9, 0, 0, 0, 0, 0, 0)
+    assert SourceStatistics(9, _RATE).report(1.0) == (9, 0, 0, 0, 0, 0, 0)
