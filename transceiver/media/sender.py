@@ -41,12 +41,18 @@ _MAX_LATE, _MAX_LEAP = 1024, 1000
 
 
 class _Forwarding(NamedTuple):
-    """A source that is passed on: what to add to its numbers, and which of ours was its first."""
+    """A source that is passed on: what to add to its numbers, and which of ours were skipped and may come late."""
 
     ssrc: int
     offset: int
     timestamp_offset: int
-    first: int
+    skipped: set[int]
+
+    def skip(self, first: int, following: int) -> None:
+        """These may come late; those of long ago no more."""
+        self.skipped.update(range(first, following))
+        if len(self.skipped) > 2 * _MAX_LATE:
+            self.skipped.intersection_update(range(following - _MAX_LATE, following))
 
 
 class VoiceSender(RTCRtpSender):
@@ -216,12 +222,18 @@ class VoiceSender(RTCRtpSender):
             forwarding, ahead = self._begin_forwarding(packet, now, codec), 0
             self._forwarding = forwarding
         number = self._next + ahead
-        if number < forwarding.first:
-            return  # older than the first of its source: something else went out under that number
+        if ahead < 0 and number not in forwarding.skipped:
+            return  # it went out, or something else did under that number
         timestamp = (packet.timestamp + forwarding.timestamp_offset) & 0xFFFF_FFFF
-        if self._send(number, timestamp, packet.payload, now, marker=packet.marker) and ahead >= 0:
-            self._next = number + 1
-            self._timestamp = (timestamp + samples_per_packet(codec)) & 0xFFFF_FFFF
+        if not self._send(number, timestamp, packet.payload, now, marker=packet.marker):
+            return
+        if ahead < 0:
+            forwarding.skipped.discard(number)
+            return
+        if ahead:
+            forwarding.skip(self._next, number)
+        self._next = number + 1
+        self._timestamp = (timestamp + samples_per_packet(codec)) & 0xFFFF_FFFF
 
     def _begin_forwarding(self, packet: RtpPacket, now: float, codec: RTCRtpCodecParameters) -> _Forwarding:
         """Of a new source, or after something of our own."""
@@ -232,7 +244,7 @@ class VoiceSender(RTCRtpSender):
             packet.ssrc,
             self._next - packet.sequence_number,
             self._timestamp - packet.timestamp,
-            self._next,
+            set(),
         )
 
     def timestamp_at(self, now: float) -> int:
