@@ -138,3 +138,14 @@ async def test_session_whose_data_overruns_its_window_is_ended(monkeypatch: pyte
         await until(lambda: len(process.sessions) == 0)
         sweeping.cancel()
         assert process.sessions.ended == {"data channel flooded": 1}
+
+
+async def test_ice_restarts_leave_no_old_ufrag_in_the_index() -> None:
+    async with serving() as process:
+        await call_on(process)
+        (session,) = process.sessions._sessions.values()
+        for number in range(10):
+            process.sessions.restart_ice(session, f"restart{number}")
+            assert set(process.mux._by_ufrag) == set(session.agent.server_ufrags)
+        assert len(process.mux._by_ufrag) == 4
+    assert process.mux._by_ufrag == {}

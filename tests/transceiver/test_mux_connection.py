@@ -1,6 +1,7 @@
 """What stands in for aioice: queue, latch, end; and the audio level that stands in for aiortc's."""
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 from av import AudioFrame
@@ -8,6 +9,10 @@ from av import AudioFrame
 from tests.transceiver.checks import RELAY, client
 from tests.transceiver.standalone import Standalone
 from transceiver.peer import _audio_level_dbov
+
+if TYPE_CHECKING:
+    from transceiver.ice import Path
+    from wire.address import Address
 
 pytestmark = pytest.mark.usefixtures("no_task_left")
 
@@ -20,6 +25,20 @@ async def test_full_queue_drops_the_oldest_and_counts() -> None:
     assert [await lone.connection.recv() for _ in range(64)] == [b"\x80%d" % n for n in range(36, 100)]
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(lone.connection.recv(), 0.01)
+
+
+async def test_first_audio_that_overtakes_the_end_of_the_handshake_waits_for_the_keys() -> None:
+    lone = Standalone()
+    early = [(b"\x80%d" % number, client(1), RELAY) for number in range(10)]
+    for packet in early:
+        lone.connection.srtp_received(*packet)
+    assert lone.tally.counters == {"srtp_early": 2}
+    got: list[tuple[bytes, Path, Address]] = []
+    lone.connection.deliver_srtp(lambda *packet: got.append(packet))
+    assert got == []  # receivers are there in the loop's next round only
+    await asyncio.sleep(0)
+    lone.connection.srtp_received(b"\x80last", client(1), RELAY)
+    assert got == [*early[2:], (b"\x80last", client(1), RELAY)]
 
 
 async def test_receiver_that_waits_is_woken_by_a_datagram() -> None:
