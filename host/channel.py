@@ -92,7 +92,8 @@ class Channel:
         waiting = self._waiting[request_id] = asyncio.get_running_loop().create_future()
         self._write({"id": request_id, "method": method, "params": params})
         try:
-            return await asyncio.wait_for(waiting, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await waiting
         except TimeoutError:
             raise ChannelError(f"no answer to {method!r} within {timeout_s:g} s") from None
         finally:

@@ -183,7 +183,8 @@ class Process:
             self.state = ProcessState.BACKING_OFF
             logger.warning("%s ended (%s), restart in %g s", self.spec.name, self.last_exit, delay_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._ending.wait()
                 break
         self.state = ProcessState.STOPPED
 
@@ -249,7 +250,8 @@ class Process:
     async def _watch(self) -> None:
         """Kill a process that no longer answers, so that it is started anew."""
         try:
-            await asyncio.wait_for(self._ready.wait(), _READY_TIMEOUT_S)
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                await self._ready.wait()
         except TimeoutError:
             logger.error("%s is not ready after %g s, killed", self.spec.name, _READY_TIMEOUT_S)
             self.kill(signal.SIGKILL)

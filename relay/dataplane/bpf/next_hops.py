@@ -202,7 +202,9 @@ class NextHops:
         if any(neighbour.needs_care for neighbour in self._neighbours.values()):
             check_at = min(check_at, care_at)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), max(check_at - time.monotonic(), 0.0))
+            # Not wait_for: before Python 3.12 it forgets that it was cancelled, if what it waits for comes at that moment.
+            async with asyncio.timeout(max(check_at - time.monotonic(), 0.0)):
+                await self._woken.wait()
             await asyncio.sleep(_GATHER_S)
         self._woken.clear()
 

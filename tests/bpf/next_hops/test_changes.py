@@ -252,3 +252,15 @@ async def test_interface_without_our_program(table: WatchedMap) -> None:
     async with following(table, NEAR, is_ours=is_ours) as follower:
         await follower.until_why(NEAR, "our program is not on eth0")
     assert set(asked) == {0}
+
+
+async def test_end_that_comes_with_a_change_is_heard(table: WatchedMap) -> None:
+    """asyncio.wait_for of Python 3.11 forgets its cancellation there, and the supervisor would not end."""
+    async with following(table, NEAR) as follower:
+        waiting = asyncio.create_task(follower._wait_for_change(float("inf"), float("inf")))
+        await asyncio.sleep(0)
+        follower._woken.set()
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
