@@ -56,6 +56,7 @@ class FakeChannel(AsyncIOEventEmitter):
     def __init__(self) -> None:
         super().__init__()
         self.bufferedAmount = 0
+        self.readyState = "open"
         self.sent: list[str | bytes] = []
 
     def send(self, message: str | bytes) -> None:
@@ -183,3 +184,11 @@ async def test_client_that_does_not_read_makes_us_hold_a_bounded_amount(echo: Ec
     channel.bufferedAmount = 0
     channel.emit("message", "again")
     assert channel.sent[-1] == "again"
+
+
+async def test_message_behind_the_end_of_its_channel_is_not_echoed(echo: Echo) -> None:
+    channel = FakeChannel()
+    echo.peer.emit("datachannel", channel)
+    channel.readyState = "closed"
+    channel.emit("message", "late")
+    assert channel.sent == []

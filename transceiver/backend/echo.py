@@ -46,7 +46,8 @@ class EchoBackend:
 
 def _echo_messages(channel: RTCDataChannel) -> None:
     def echo(message: str | bytes) -> None:
-        if channel.bufferedAmount + len(message) <= _MAX_BUFFERED_BYTES:
+        # What the client had sent before it closed the channel may come behind that.
+        if channel.readyState == "open" and channel.bufferedAmount + len(message) <= _MAX_BUFFERED_BYTES:
             channel.send(message)
 
     channel.on("message", echo)
