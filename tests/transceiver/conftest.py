@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from hypothesis import settings
 
+from tests.transceiver.library import Application, application
 from tests.transceiver.processes import Process, serving
 
 settings.register_profile("relayctl", deadline=None)
@@ -35,3 +38,15 @@ async def process() -> AsyncIterator[Process]:
 async def other() -> AsyncIterator[Process]:
     async with serving() as process:
         yield process
+
+
+@pytest.fixture
+def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client gathers the loopback address, which aioice leaves out, and no other."""
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+
+
+@pytest_asyncio.fixture
+async def app(tmp_path: Path) -> AsyncIterator[Application]:
+    async with application(tmp_path) as app:
+        yield app

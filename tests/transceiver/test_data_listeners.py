@@ -1,29 +1,15 @@
 """An application's listener of a data channel that fails: logged once, counted, and the call goes on."""
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from aiortc import RTCDataChannel
 
-from tests.transceiver.library import Application, application, connected, negotiate
+from tests.transceiver.library import Application, connected, negotiate
 from tests.transceiver.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_task_left")
-
-
-@pytest.fixture(autouse=True)
-def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client gathers the loopback address, which aioice leaves out, and no other."""
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
-
-
-@pytest_asyncio.fixture
-async def app(tmp_path: Path) -> AsyncIterator[Application]:
-    async with application(tmp_path) as app:
-        yield app
+pytestmark = pytest.mark.usefixtures("no_task_left", "loopback_only")
 
 
 def fail(message: object) -> None:

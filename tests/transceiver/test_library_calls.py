@@ -5,12 +5,10 @@ import contextlib
 import gc
 import re
 import weakref
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from aiortc import (
     InvalidStateError,
     RTCConfiguration,
@@ -34,19 +32,7 @@ from transceiver.peer import RelayedPeerConnection
 from wire.address import Address
 from wire.rtcp import is_rtcp
 
-pytestmark = pytest.mark.usefixtures("no_task_left")
-
-
-@pytest.fixture(autouse=True)
-def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client gathers the loopback address, which aioice leaves out, and no other."""
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
-
-
-@pytest_asyncio.fixture
-async def app(tmp_path: Path) -> AsyncIterator[Application]:
-    async with application(tmp_path) as app:
-        yield app
+pytestmark = pytest.mark.usefixtures("no_task_left", "loopback_only")
 
 
 def echo_messages(peer: RTCPeerConnection) -> None:

@@ -3,32 +3,17 @@
 import asyncio
 import gc
 import re
-from collections.abc import AsyncIterator
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.codecs import CODECS
 
-from tests.transceiver.library import Application, Tone, application, connected, negotiate
+from tests.transceiver.library import Application, Tone, connected, negotiate
 from tests.transceiver.waiting import until
 from transceiver.peer import RelayedPeerConnection
 
-pytestmark = pytest.mark.usefixtures("no_task_left")
-
-
-@pytest.fixture(autouse=True)
-def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client gathers the loopback address, which aioice leaves out, and no other."""
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
-
-
-@pytest_asyncio.fixture
-async def app(tmp_path: Path) -> AsyncIterator[Application]:
-    async with application(tmp_path) as app:
-        yield app
+pytestmark = pytest.mark.usefixtures("no_task_left", "loopback_only")
 
 
 def _renumbered(sdp: str, before: int, after: int) -> str:

@@ -33,17 +33,11 @@ from wire.demux import PacketClass, classify
 from wire.spp import encode_header
 from wire.stun import parse_stun_untrusted
 
-pytestmark = pytest.mark.usefixtures("no_task_left")
+pytestmark = pytest.mark.usefixtures("no_task_left", "loopback_only")
 
 ATTACKER = Address.parse("127.0.0.99:9")  # nobody listens there
 MOBILE = Address.parse("127.0.0.98:9")
 APPLICATION_DATA = 23
-
-
-@pytest.fixture(autouse=True)
-def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client gathers the loopback address, which aioice leaves out, and no other."""
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
 
 
 @pytest.fixture
