@@ -154,11 +154,6 @@ class VoiceSender(RTCRtpSender):
 
     # what is sent
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether nothing was sent for a while."""
-        return self._context.clock() - self.sent_at >= _SILENT_S
-
     def send_pcm(
         self, pcm: bytes | bytearray | memoryview, sample_rate: int | None = None, channels: int | None = None
     ) -> None:
