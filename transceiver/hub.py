@@ -119,6 +119,7 @@ class Hub:
             yield hub
         finally:
             Hub._current = None
+            hub._is_closed = True
             sweeping.cancel()
             try:
                 await asyncio.gather(sweeping, return_exceptions=True)
@@ -136,7 +137,6 @@ class Hub:
         return Hub._current
 
     async def _close_peers(self) -> None:
-        self._is_closed = True
         closings = [asyncio.wait_for(peer.close(), _CLOSE_TIMEOUT_S) for peer in list(self._peers)]
         for result in await asyncio.gather(*closings, return_exceptions=True):
             if isinstance(result, BaseException):
