@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from cli.admin import ask
-from cli.config import Config, load_config
+from cli.config import Config, Role, load_config
 from cli.left_behind import end_left_behind, remove_data_path
 from cli.main import EXIT_FAILED, cli, config_option, exit_code_of, state_dir_option
 from cli.seconds import check_seconds
@@ -30,8 +30,8 @@ from relay.dataplane.bpf.pins import PinDir
 from relay.supervisor import RelayService
 from transceiver.service import TransceiverService
 
-_ROLES = ("all", "relay", "transceivers")
-_START_TIMEOUT_S = 60.0
+# Longer than one process may take: services start one after the other.
+_START_TIMEOUT_S = 240.0
 _STOP_MARGIN_S = 20.0
 # Parameters that are not named as their flag.
 _FLAGS = {"interfaces": "--interface"}
@@ -40,9 +40,7 @@ _FLAGS = {"interfaces": "--interface"}
 def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         config_option,
-        click.option(
-            "--role", type=click.Choice(_ROLES), default="all", show_default=True, help="What to run here."
-        ),
+        click.option("--role", type=click.Choice([role.value for role in Role]), help="What to run here."),
         click.option(
             "--listen", multiple=True, metavar="ADDR:PORT", help="Public address of the relay; repeatable."
         ),
@@ -99,17 +97,16 @@ def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def start(
     state_dir: StateDir,
     config_path: Path | None,
-    role: str,
     daemon: bool,
     dry_run: bool,
     ready_fd: int | None,
     **flags: Any,
 ) -> None:
     """Start relay and transceivers, in the foreground unless --daemon."""
-    arguments = _arguments(config_path, role, flags)
+    arguments = _arguments(config_path, flags)
     try:
         configure_logging()
-        config = load_config(config_path, _overrides(flags), state_dir, listens=role != "transceivers")
+        config = load_config(config_path, _overrides(flags), state_dir)
         if dry_run:
             if config.keys_file.exists():
                 load_keys(config.keys_file)
@@ -117,7 +114,7 @@ def start(
         elif daemon:
             _start_daemon(state_dir, arguments)
         else:
-            _run(state_dir, config, role, arguments, ready_fd)
+            _run(state_dir, config, arguments, ready_fd)
     except OperatorError as error:
         if ready_fd is not None:
             os.write(ready_fd, json.dumps({"error": str(error), "exit_code": exit_code_of(error)}).encode())
@@ -179,6 +176,7 @@ def restart(state_dir: StateDir, drain_s: float | None) -> None:
 def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Flags that were given, by table and key of the configuration file."""
     given = {
+        ("host", "role"): flags["role"],
         ("relay", "listen"): list(flags["listen"]),
         ("relay", "fleet_listen"): list(flags["fleet_listen"]),
         ("relay", "workers"): flags["workers"],
@@ -198,7 +196,7 @@ def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return overrides
 
 
-def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], ready_fd: int | None) -> None:
+def _run(state_dir: StateDir, config: Config, arguments: list[str], ready_fd: int | None) -> None:
     state_dir.acquire()
     services: list[Service] = []
     try:
@@ -209,12 +207,12 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
         # First: it starts before those that tell and ask by it, and ends after them.
         fleet = FleetService(config.redis, config.cluster_id, keys, version("relayctl"), config.user)
         services.append(fleet)
-        if role != "transceivers":
+        if config.role is not Role.TRANSCEIVERS:
             pins = PinDir(state_dir.path)
             services.append(
                 RelayService(config.relay, config.cluster_id, keys, pins, registry, config.user, fleet=fleet)
             )
-        if role != "relay":
+        if config.role is not Role.RELAY:
             token_file = config.transceiver.bearer_token_file
             token = read_or_create_token(token_file) if token_file else ""
             vips = tuple(vip.address for vip in config.vips)
@@ -271,8 +269,8 @@ def _describe(config: Config, services: list[Service]) -> list[str]:
     return lines
 
 
-def _arguments(config_path: Path | None, role: str, flags: dict[str, Any]) -> list[str]:
-    arguments = ["--role", role]
+def _arguments(config_path: Path | None, flags: dict[str, Any]) -> list[str]:
+    arguments: list[str] = []
     if config_path is not None:
         arguments += ["--config", str(config_path.absolute())]
     for name, value in flags.items():
