@@ -342,7 +342,7 @@ def test_listen_and_vip_that_do_not_pair_are_refused(
 
 
 def test_vip_of_another_host_needs_no_listening_address(state_dir: StateDir) -> None:
-    role = {"host": {"role": "transceivers"}}
+    role: dict[str, dict[str, Any]] = {"host": {"role": "transceivers"}}
     config = load_config(None, {**role, "fleet": {"vip": ["203.0.113.10:3478"]}}, state_dir)
     assert [entry.address for entry in config.vips] == [PUBLIC]
     listening = {**role, "relay": {"listen": ["10.0.0.5:3478"]}}
