@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from fleet.service import FleetService
 from host.channel import Channel, ChannelError
+from host.errors import AddressInUseError
 from host.process import Process, ProcessSpec, ProcessState
 from host.registry import ProcessRegistry
 from host.sockets import bind_tcp, bound_address
@@ -33,6 +35,8 @@ _MODULE = "transceiver.process"
 _DRAIN_POLL_S = 0.1
 # What a process is asked for ``status``, it answers at once, or it hangs.
 _ASK_TIMEOUT_S = 2.0
+# They close what they serve there within a second (transceiver.process), a busy one later.
+_HTTP_RELEASE_S, _HTTP_POLL_S = 5.0, 0.05
 
 
 class TransceiverService:
@@ -70,7 +74,7 @@ class TransceiverService:
         self._maker = SlotMaker(config, left_behind)
         self._load_fd = create_board_fd()
         self._board = LoadBoard(self._load_fd)
-        self._http = bind_tcp("transceiver.http", config.http)
+        self._http = _bind_http(config.http, left_behind)
         try:
             for index in range(config.processes):
                 slot = self._maker.make(index)
@@ -98,6 +102,11 @@ class TransceiverService:
     def has_taken_over(self) -> bool:
         """They go on by themselves."""
         return False
+
+    @property
+    def ends_with_supervisor(self) -> str:
+        """They carry their calls to the end."""
+        return ""
 
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """The signaling address, and each process with its counts."""
@@ -355,3 +364,16 @@ class TransceiverService:
             http_fd=self._http.fileno(),
             internal_http_fd=slot.internal.fileno(),
         )
+
+
+def _bind_http(address: Address, left_behind: Collection[int]) -> socket.socket:
+    """Those that a supervisor has just left behind let go of the address as they notice. Raises AddressInUseError or ConfigError."""
+    deadline = time.monotonic() + _HTTP_RELEASE_S
+    while True:
+        try:
+            return bind_tcp("transceiver.http", address)
+        except AddressInUseError as error:
+            # Without CAP_SYS_PTRACE nobody can tell who holds it.
+            if not left_behind or not error.pids <= set(left_behind) or time.monotonic() > deadline:
+                raise
+        time.sleep(_HTTP_POLL_S)
