@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,7 @@ def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--dry-run", is_flag=True, help="Check configuration, keys and certificates, and start nothing."
 )
 @click.option("--ready-fd", type=int, hidden=True, help="Where the outcome goes, as a line of JSON.")
+@click.option("--http-fd", type=int, hidden=True, help="A predecessor's listening socket for --http.")
 @click.option(
     "--takes-over", is_flag=True, hidden=True, help="With --dry-run: check also what it would take over."
 )
@@ -111,12 +114,14 @@ def start(
     daemon: bool,
     dry_run: bool,
     ready_fd: int | None,
+    http_fd: int | None,
     takes_over: bool,
     **flags: Any,
 ) -> None:
     """Start relay and transceivers, in the foreground unless --daemon."""
     arguments = _arguments(config_path, role, flags)
     manager = ServiceManager.take_from(os.environ)
+    http = socket.socket(fileno=http_fd) if http_fd is not None else None
     try:
         configure_logging()
         config = load_config(config_path, _overrides(flags), state_dir, listens=role != "transceivers")
@@ -129,7 +134,7 @@ def start(
         elif daemon:
             _start_daemon(state_dir, arguments)
         else:
-            _run(state_dir, config, role, arguments, ready_fd, manager)
+            _run(state_dir, config, role, _Launch(arguments, ready_fd, http, manager))
     except OperatorError as error:
         manager.tell(STATUS=str(error))
         if ready_fd is not None:
@@ -219,14 +224,21 @@ def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return overrides
 
 
-def _run(
-    state_dir: StateDir,
-    config: Config,
-    role: str,
-    arguments: list[str],
-    ready_fd: int | None,
-    manager: ServiceManager,
-) -> None:
+@dataclass(frozen=True)
+class _Launch:
+    """How a supervisor was started, by whom, and with what of its predecessor.
+
+    arguments: of ``start``, for the next time. ready_fd: where the outcome goes, None for standard output. http: a listening
+    socket.
+    """
+
+    arguments: list[str]
+    ready_fd: int | None
+    http: socket.socket | None
+    manager: ServiceManager
+
+
+def _run(state_dir: StateDir, config: Config, role: str, launch: _Launch) -> None:
     inherited = inherited_children()
     state_dir.acquire()
     services: list[Service] = []
@@ -258,6 +270,7 @@ def _run(
                     config.user,
                     drain_s=config.drain_s,
                     fleet=fleet,
+                    http=launch.http,
                 )
             )
         supervisor = Supervisor(
@@ -266,18 +279,18 @@ def _run(
             registry,
             version=version("relayctl"),
             drain_s=config.drain_s,
-            manager=manager,
+            manager=launch.manager,
             inherited=inherited,
         )
 
         lines = _describe(config, services)
 
         def ready() -> None:
-            state_dir.launch_file.write_text(json.dumps(arguments))
-            if ready_fd is None:
+            state_dir.launch_file.write_text(json.dumps(launch.arguments))
+            if launch.ready_fd is None:
                 click.echo("\n".join([*lines, f"state        {state_dir.path}; Ctrl-C stops"]))
             else:
-                _report(ready_fd, {"pid": os.getpid(), "lines": lines})
+                _report(launch.ready_fd, {"pid": os.getpid(), "lines": lines})
 
         asyncio.run(supervisor.run(ready))
     finally:

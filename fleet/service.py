@@ -155,6 +155,10 @@ class FleetService:
         """No call needs it."""
         return ""
 
+    def listeners(self) -> dict[str, int]:
+        """None."""
+        return {}
+
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """Whether Redis can be used, and how often it was.
 

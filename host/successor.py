@@ -16,16 +16,15 @@ _REAP_INTERVAL_S = 0.5
 _STANDARD_FDS = 3
 
 
-def become(command: list[str], kept_fd: int, environment: Mapping[str, str]) -> NoReturn:
-    """Run ``command`` in place of this process; of its descriptors stay the standard ones and ``kept_fd``.
+def become(command: list[str], kept_fds: Collection[int], environment: Mapping[str, str]) -> NoReturn:
+    """Run ``command`` in place of this process; of its descriptors stay the standard ones and ``kept_fds``.
 
     Raises OSError; then this process goes on.
     """
-    os.set_inheritable(kept_fd, True)
     for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd >= _STANDARD_FDS and fd != kept_fd:
+        if fd >= _STANDARD_FDS:
             with contextlib.suppress(OSError):  # the one that listdir had open itself
-                os.set_inheritable(fd, False)
+                os.set_inheritable(fd, fd in kept_fds)
     os.execve(command[0], command, environment)
 
 

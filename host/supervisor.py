@@ -3,8 +3,8 @@
 Order of an end: every service drains (the last started first), then its processes stop. So transceivers say goodbye to
 their clients while the relay still carries it.
 
-``upgrade`` ends nothing: this process becomes another supervisor (host.successor), whose ``--ready-fd`` is the connection
-that asked, and which takes over.
+``upgrade`` ends nothing: this process becomes another supervisor (host.successor), which takes over. Its ``--ready-fd`` is
+the connection that asked; listening sockets that it can go on with it is given, too, so that nobody is refused meanwhile.
 """
 
 import asyncio
@@ -91,6 +91,10 @@ class Service(Protocol):
     @property
     def ends_with_supervisor(self) -> str:
         """Why its calls would not outlive the supervisor, in words; empty if they do."""
+        ...
+
+    def listeners(self) -> dict[str, int]:
+        """Descriptors of listening sockets, by name, that a successor may go on with."""
         ...
 
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
@@ -276,8 +280,13 @@ class Supervisor:
         self._stop.set()
         return {"pid": os.getpid(), "drain_s": self._drain_s}
 
-    def _request_upgrade(self, connection_fd: int, command: list[str]) -> dict[str, Any]:
-        """``command`` starts a supervisor in this state directory, and tells the outcome to its ``--ready-fd``."""
+    def _request_upgrade(
+        self, connection_fd: int, command: list[str], keeps: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """``command`` starts a supervisor in this state directory, and tells the outcome to its ``--ready-fd``.
+
+        keeps: names of listening sockets that it knows how to go on with, as ``--NAME-fd``.
+        """
         if self._state != "running":
             raise ChannelError(f"the supervisor is {self._state}; upgrade one that runs")
         for service in self._services:
@@ -285,19 +294,19 @@ class Supervisor:
                 raise ChannelError(f"calls would end with this supervisor: {why}; use `relayctl restart`")
         if not os.access(command[0], os.X_OK):
             raise ChannelError(f"cannot run {command[0]}")
+        listeners = {name: fd for service in self._services for name, fd in service.listeners().items()}
+        kept = {name: fd for name, fd in listeners.items() if name in keeps}
         # After the answer, which is written before anything else has its turn.
-        asyncio.get_running_loop().call_soon(self._become, command, os.dup(connection_fd))
+        asyncio.get_running_loop().call_soon(self._become, command, os.dup(connection_fd), kept)
         return {"pid": os.getpid(), "version": self._version}
 
-    def _become(self, command: list[str], outcome_fd: int) -> None:
+    def _become(self, command: list[str], outcome_fd: int, kept: dict[str, int]) -> None:
         logger.info("upgrade: becoming what %s starts", command[0])
         self._manager.tell(STATUS=f"relayctl {self._version} is being upgraded")
+        fds = {"ready": outcome_fd, **kept}
+        options = [part for name, fd in fds.items() for part in (f"--{name}-fd", str(fd))]
         try:
-            become(
-                [*command, "--ready-fd", str(outcome_fd)],
-                outcome_fd,
-                {**os.environ, **self._manager.environment},
-            )
+            become([*command, *options], fds.values(), {**os.environ, **self._manager.environment})
         except OSError as error:
             logger.error("upgrade: cannot run %s (%s); going on", command[0], error.strerror)
             self._manager.tell(STATUS=self._running)

@@ -140,6 +140,10 @@ class RelayService:
         """Without XDP workers do."""
         return f"the relay is on the userspace data path ({self.reason})" if self._kernel is None else ""
 
+    def listeners(self) -> dict[str, int]:
+        """None: packets are steered to its own sockets."""
+        return {}
+
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """Addresses, workers, and the counters of all workers added up."""
         verdicts, events, gauges = Counter[str](), Counter[str](), Counter[str]()

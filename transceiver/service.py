@@ -24,7 +24,7 @@ from transceiver.overload import MEBIBYTE, default_memory_bytes, find_memory_byt
 from transceiver.session_names import find_sessions
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.elsewhere import Transceiver, usable
-from transceiver.slots import SlotMaker, TransceiverSlot, Wanted
+from transceiver.slots import BACKLOG, SlotMaker, TransceiverSlot, Wanted
 from transceiver.standalone import one_a_family
 from wire.address import Address
 from wire.keys import KeyRing
@@ -56,7 +56,9 @@ class TransceiverService:
         *,
         drain_s: float = 5.0,
         fleet: FleetService | None = None,
+        http: socket.socket | None = None,
     ) -> None:
+        """http: a predecessor's listening socket, ours from now on."""
         self._config = config
         self._cluster_id = cluster_id
         self._vips = one_a_family(vips)
@@ -74,7 +76,7 @@ class TransceiverService:
         self._maker = SlotMaker(config, left_behind)
         self._load_fd = create_board_fd()
         self._board = LoadBoard(self._load_fd)
-        self._http = _bind_http(config.http, left_behind)
+        self._http = _listen_http(config.http, left_behind, http)
         try:
             for index in range(config.processes):
                 slot = self._maker.make(index)
@@ -107,6 +109,10 @@ class TransceiverService:
     def ends_with_supervisor(self) -> str:
         """They carry their calls to the end."""
         return ""
+
+    def listeners(self) -> dict[str, int]:
+        """The port of signaling: connections wait there."""
+        return {"http": self._http.fileno()}
 
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """The signaling address, and each process with its counts."""
@@ -366,14 +372,24 @@ class TransceiverService:
         )
 
 
-def _bind_http(address: Address, left_behind: Collection[int]) -> socket.socket:
-    """Those that a supervisor has just left behind let go of the address as they notice. Raises AddressInUseError or ConfigError."""
+def _listen_http(
+    address: Address, left_behind: Collection[int], predecessors: socket.socket | None
+) -> socket.socket:
+    """Raises AddressInUseError or ConfigError."""
+    if predecessors is not None:
+        bound = bound_address(predecessors)
+        if bound == Address(address.host, address.port or bound.port):
+            predecessors.setblocking(False)
+            predecessors.listen(BACKLOG)  # it may have been shut
+            return predecessors
+        predecessors.close()
     deadline = time.monotonic() + _HTTP_RELEASE_S
     while True:
         try:
             return bind_tcp("transceiver.http", address)
         except AddressInUseError as error:
-            # Without CAP_SYS_PTRACE nobody can tell who holds it.
+            # Those that a supervisor has just left behind let go of it as they notice. Without CAP_SYS_PTRACE nobody can
+            # tell who holds it.
             if not left_behind or not error.pids <= set(left_behind) or time.monotonic() > deadline:
                 raise
         time.sleep(_HTTP_POLL_S)

@@ -3,16 +3,19 @@
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cli.main import EXIT_FAILED, EXIT_NOT_RUNNING, EXIT_TAKEN, EXIT_USAGE
-from tests.cli.relayctl import RELAYCTL, Relayctl, free_tcp
+from tests.cli.relayctl import RELAYCTL, START_TIMEOUT_S, Relayctl, free_tcp
 from tests.cli.transceiver_host import TransceiverHost
 from tests.host.deadline import wait_until
+from tests.measured import note_measured
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +103,32 @@ def test_transceiver_with_a_session_goes_on_and_is_reaped_after_it(relayctl: Rel
     os.kill(old, 15)
     wait_until(no_zombie(pid, 1), "the old transceiver is reaped")
     assert relayctl.status()["left_behind"] == []
+
+
+def test_nobody_who_calls_meanwhile_is_refused(relayctl: Relayctl, config: Path) -> None:
+    config.write_text(config.read_text() + "requests_per_s = 1000.0\nrequest_burst = 1000\n")
+    start(relayctl, config)
+    host = TransceiverHost(relayctl)
+    upgraded = threading.Event()
+    answers: list[tuple[int, float]] = []
+
+    def call() -> None:
+        while not upgraded.wait(0.05):
+            status, _, seconds = host.offer()
+            answers.append((status, seconds))
+
+    with ThreadPoolExecutor(1) as pool:
+        calling = pool.submit(call)
+        try:
+            done = relayctl.run("upgrade")
+        finally:
+            upgraded.set()
+        # A connection that is refused, or cut, is an error here
+        calling.result(START_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    assert {status for status, _ in answers} == {201}
+    assert max(seconds for _, seconds in answers) > 0.3, "nobody called while nobody was there"
+    note_measured(f"upgrade: of {len(answers)} offers the longest took {max(s for _, s in answers):.1f} s")
 
 
 def test_userspace_data_path_is_refused_and_goes_on(relayctl: Relayctl) -> None:

@@ -43,6 +43,9 @@ class FakeService:
 
     ends_with_supervisor = ""
 
+    def listeners(self) -> dict[str, int]:
+        return {}
+
     async def take_over(self) -> None:
         self._note("take over", self.processes)
 

@@ -28,7 +28,7 @@ from host.successor import become
 kept, also_inheritable = os.open("/dev/null", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)
 os.set_inheritable(also_inheritable, True)
 assert kept == 3
-become([sys.executable, "-c", {_TELL!r}], kept, {{**os.environ, "VARIABLE": "new"}})
+become([sys.executable, "-c", {_TELL!r}], [kept], {{**os.environ, "VARIABLE": "new"}})
 """
 
 
@@ -46,7 +46,7 @@ def test_command_that_cannot_run_leaves_the_process_as_it_is(tmp_path: Path) -> 
     reader, writer = os.pipe()
     try:
         with pytest.raises(OSError, match="Exec format error"):
-            become([str(program)], writer, {})
+            become([str(program)], [writer], {})
         os.write(writer, b"x")
         assert os.read(reader, 1) == b"x"
     finally:
