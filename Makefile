@@ -18,8 +18,8 @@ BIN := $(VENV)/bin
 EXAMPLES_VENV := .venv-examples
 # Debian 12: BCC and the kernel's uapi headers
 RUN_PACKAGES := python3-venv python3-bpfcc linux-libc-dev
-# browsers and a Redis for the end-to-end tests; a C compiler and formatter for bpf/
-PACKAGES := $(RUN_PACKAGES) chromium firefox-esr gcc libc6-dev clang-format iproute2 redis-server
+# browsers and a Redis for the end-to-end tests; a C compiler and formatter for bpf/; systemd-analyze for deploy/
+PACKAGES := $(RUN_PACKAGES) chromium firefox-esr gcc libc6-dev clang-format iproute2 redis-server systemd
 TESTS_SIDE_BY_SIDE := 4
 # Relays that `make bench` measures; one that is not there is a row without a number.
 BENCH_PACKAGES := golang-go nginx libnginx-mod-stream coturn nftables
