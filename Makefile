@@ -8,6 +8,9 @@
 # make examples   install what examples/ needs beside the project (pipecat, FastRTC: 1.4 GB) into .venv-examples
 # make bench   measure this relay beside others (root, about 15 minutes); writes bench-results.json
 # make check   lint, types, import contracts only
+# make vm-up   five virtual machines with a relay, transceivers, Redis and a client (root; Vagrant, libvirt; 10 minutes without KVM)
+# make vm-test  tests on them, or on the hosts of INVENTORY=FILE; writes vm-report.md and vm-report.xml
+# make vm-down  remove the virtual machines
 # make clean   remove the virtual environment and caches
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,7 +22,9 @@ EXAMPLES_VENV := .venv-examples
 # Debian 12: BCC and the kernel's uapi headers
 RUN_PACKAGES := python3-venv python3-bpfcc linux-libc-dev
 # browsers and a Redis for the end-to-end tests; a C compiler and formatter for bpf/; systemd-analyze for deploy/
-PACKAGES := $(RUN_PACKAGES) chromium firefox-esr gcc libc6-dev clang-format iproute2 redis-server systemd
+PACKAGES := $(RUN_PACKAGES) chromium firefox-esr gcc libc6-dev clang-format iproute2 redis-server shellcheck systemd
+# What `vagrant validate` needs; vagrant/host installs the rest.
+VM_CHECK_PACKAGES := vagrant vagrant-libvirt
 TESTS_SIDE_BY_SIDE := 4
 # Relays that `make bench` measures; one that is not there is a row without a number.
 BENCH_PACKAGES := golang-go nginx libnginx-mod-stream coturn nftables
@@ -51,7 +56,7 @@ define need_root
 	if [ "$$(id -u)" != 0 ]; then echo "$(1): needs root; run 'sudo make $(1)'" >&2; exit 1; fi
 endef
 
-.PHONY: help setup install uninstall demo demo-recovery examples bench test check pytest clean
+.PHONY: help setup install uninstall demo demo-recovery examples bench test check pytest vm-check vm-up vm-test vm-down clean
 
 help:
 	@sed -n '/^SHELL/q;s/^# //p' Makefile
@@ -136,7 +141,7 @@ $(VENV)/.bench: $(VENV)/.complete
 	fi
 	@touch $@
 
-test: check pytest
+test: check vm-check pytest
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -144,6 +149,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
+	shellcheck --severity=warning $$(git grep -lE '^#!.*[/ ](ba)?sh$$')
 
 # Most of what takes long is waiting, so four processes gain on two cores, too (docs/testing.md). The files that take long
 # come first, as tests/conftest.py sorts them. What needs the machine for itself runs even if something else has failed.
@@ -152,6 +158,21 @@ pytest: setup examples
 	(set -x; $(BIN)/python -m pytest -n $(TESTS_SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder -m "not alone") || status=$$?; \
 	(set -x; $(BIN)/python -m pytest -m alone) || status=$$?; \
 	exit $$status
+
+# vagrant/README.md. RELAY_NIC_MODEL=e1000e: a network card without native XDP. vm-test takes the machines of vm-up by default.
+vm-check:
+	@$(call install_packages,vm-check,$(VM_CHECK_PACKAGES))
+	for model in virtio e1000e; do (cd vagrant && RELAY_NIC_MODEL=$$model vagrant validate); done
+
+vm-up:
+	@vagrant/host up
+
+vm-test: setup
+	@inventory=$(or $(INVENTORY),$$(vagrant/host inventory)); \
+	$(BIN)/python -m pytest tests/vm --inventory "$$inventory" --report vm-report.md --junit-xml vm-report.xml
+
+vm-down:
+	@vagrant/host down
 
 clean:
 	rm -rf $(VENV) $(EXAMPLES_VENV) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
