@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import json
+import re
+import sys
 import time
 from pathlib import Path
 
@@ -10,13 +13,34 @@ import pytest
 
 from cli.call import EchoCall
 from tests.e2e.conftest import Network
-from tests.e2e.instance import Instance, print_report, wait_until
+from tests.e2e.instance import Instance, Starter, print_report, started_by, wait_until
 from tests.e2e.three_hosts import IPV4, crowd_of, relay_of, two_armed
 from tests.e2e.xdp import attached, need_network, xdp_relay
 
 pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
 CLIENTS, INTERVAL_S = 50, 0.04
+UNIT = Path(__file__).parents[2] / "deploy/systemd/relayctl.service"
+_CONFINE = """
+import os, sys, pyprctl
+kept = {pyprctl.Cap[name.removeprefix("CAP_")] for name in sys.argv[1].split()}
+for capability in pyprctl.capbset_probe() - kept:
+    pyprctl.capbset_drop(capability)
+pyprctl.set_no_new_privs()
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def is_confined(relay: Instance) -> None:
+    """It has not CAP_SYS_ADMIN, and cannot write where it has no business."""
+    status = Path(f"/proc/{relay.process.pid}/status").read_text()
+    effective = re.search(r"^CapEff:\t(.*)$", status, re.M)
+    assert effective is not None
+    assert int(effective[1], 16) > 0
+    assert not int(effective[1], 16) & 1 << 21
+    mounts = Path(f"/proc/{relay.process.pid}/mounts").read_text().splitlines()
+    root = [mount.split() for mount in mounts if mount.split()[1] == "/"][-1]
+    assert "ro" in root[3].split(",")
 
 
 def upgrade(relay: Instance, network: Network) -> None:
@@ -85,3 +109,32 @@ def test_no_packet_is_lost(own_network: Network | None, tmp_path: Path) -> None:
     assert report["sent"] > CLIENTS * took_s / INTERVAL_S
     assert (report["lost up"], report["lost down"]) == (0, 0)
     print_report("upgraded (XDP)", {**report, "took_s": round(took_s, 1)})
+
+
+async def test_confined_as_by_the_unit(own_network: Network | None, tmp_path: Path) -> None:
+    """Its capabilities, no new privileges, and a file system that is read-only but for the state directory and a /tmp."""
+    network = need_network(own_network)
+    config = tmp_path / "relayctl.toml"
+    config.write_text("[host]\nuser = 'nobody'\n")
+    capabilities = re.search(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.M)
+    assert capabilities is not None
+    mounts = f"mount --bind {tmp_path} {tmp_path}; mount -t tmpfs none /var/tmp; mount -o remount,bind,ro /"
+    confined = ("unshare", "--mount", "--propagation", "slave", "sh", "-ec", f'{mounts}; exec "$@"', "sh")
+    starter = Starter(command=(*confined, sys.executable, "-c", _CONFINE, capabilities[1]), check=is_confined)
+    arguments = ("--config", str(config), "--workers", "1", "--transceivers", "1")
+    with started_by(starter), xdp_relay(network, tmp_path / "s", *arguments) as relay:
+        async with EchoCall(relay.url, bearer_token=relay.token) as call:
+            for _ in range(2):
+                await asyncio.to_thread(upgrade, relay, network)
+                is_confined(relay)
+            report = await call.report()
+        assert report.heard
+        assert report.packets_lost == 0
+        relay.kill_supervisor()
+        # In this thread: a network namespace is one's own.
+        with network.there:
+            again = relay.run("start", "--daemon", *json.loads((tmp_path / "s/launch.json").read_text()))
+            assert again.returncode == 0, again.stderr
+            stopped = relay.run("stop")
+        assert stopped.returncode == 0, stopped.stderr
+    assert attached(network) == []
