@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -22,7 +22,7 @@ from cli.left_behind import end_left_behind, remove_data_path
 from cli.main import EXIT_FAILED, cli, config_option, exit_code_of, state_dir_option
 from cli.seconds import check_seconds
 from fleet.service import FleetService
-from host.errors import NotRunningError, OperatorError
+from host.errors import ConfigError, NotRunningError, OperatorError
 from host.keystore import load_keys, load_or_create_keys
 from host.log import configure_logging
 from host.registry import ProcessRegistry
@@ -118,6 +118,7 @@ def start(
     """Start relay and transceivers, in the foreground unless --daemon."""
     arguments = _arguments(config_path, flags)
     manager = ServiceManager.take_from(os.environ)
+    outcome = open(ready_fd, "wb", buffering=0) if ready_fd is not None else None  # noqa: SIM115  # open until it is told
     http = socket.socket(fileno=http_fd) if http_fd is not None else None
     try:
         configure_logging()
@@ -125,17 +126,16 @@ def start(
         if dry_run:
             if config.keys_file.exists():
                 load_keys(config.keys_file)
-            if takes_over and config.role is not Role.TRANSCEIVERS:
-                check_take_over(config.relay, PinDir(state_dir.path))
+            if takes_over:
+                _check_take_over(config, PinDir(state_dir.path))
             click.echo("configuration is good")
         elif daemon:
             _start_daemon(state_dir, arguments)
         else:
-            _run(state_dir, config, _Launch(arguments, ready_fd, http, manager))
+            _run(state_dir, config, _Launch(arguments, outcome, http, manager))
     except OperatorError as error:
         manager.tell(STATUS=str(error))
-        if ready_fd is not None:
-            _report(ready_fd, {"error": str(error), "exit_code": exit_code_of(error)})
+        _tell_outcome(outcome, {"error": str(error), "exit_code": exit_code_of(error)})
         raise
 
 
@@ -226,12 +226,12 @@ def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
 class _Launch:
     """How a supervisor was started, by whom, and with what of its predecessor.
 
-    arguments: of ``start``, for the next time. ready_fd: where the outcome goes, None for standard output. http: a listening
+    arguments: of ``start``, for the next time. outcome: who waits for it, None for somebody at a terminal. http: a listening
     socket.
     """
 
     arguments: list[str]
-    ready_fd: int | None
+    outcome: IO[bytes] | None
     http: socket.socket | None
     manager: ServiceManager
 
@@ -271,6 +271,8 @@ def _run(state_dir: StateDir, config: Config, launch: _Launch) -> None:
                     http=launch.http,
                 )
             )
+        elif launch.http is not None:
+            launch.http.close()
         supervisor = Supervisor(
             state_dir,
             services,
@@ -285,10 +287,9 @@ def _run(state_dir: StateDir, config: Config, launch: _Launch) -> None:
 
         def ready() -> None:
             state_dir.launch_file.write_text(json.dumps(launch.arguments))
-            if launch.ready_fd is None:
+            if launch.outcome is None:
                 click.echo("\n".join([*lines, f"state        {state_dir.path}; Ctrl-C stops"]))
-            else:
-                _report(launch.ready_fd, {"pid": os.getpid(), "lines": lines})
+            _tell_outcome(launch.outcome, {"pid": os.getpid(), "lines": lines})
 
         asyncio.run(supervisor.run(ready))
     finally:
@@ -297,11 +298,23 @@ def _run(state_dir: StateDir, config: Config, launch: _Launch) -> None:
         state_dir.release()
 
 
-def _report(ready_fd: int, outcome: dict[str, Any]) -> None:
-    """To whoever waits for it; he may be gone."""
-    with contextlib.suppress(OSError):
-        os.write(ready_fd, encode_message(outcome))
-    os.close(ready_fd)
+def _check_take_over(config: Config, pins: PinDir) -> None:
+    """Raises OperatorError if a start with this configuration could not take over from a supervisor that runs now."""
+    if config.role is not Role.TRANSCEIVERS:
+        check_take_over(config.relay, pins)
+    elif pins.exists:
+        raise ConfigError(
+            "host.role",
+            "a relay runs here, and transceivers alone take none over; `relayctl restart` ends its calls",
+        )
+
+
+def _tell_outcome(asker: IO[bytes] | None, outcome: dict[str, Any]) -> None:
+    """Once; whoever waits for it may be gone."""
+    if asker is None or asker.closed:
+        return
+    with contextlib.suppress(OSError), asker:
+        asker.write(encode_message(outcome))
 
 
 def _describe(config: Config, services: list[Service]) -> list[str]:

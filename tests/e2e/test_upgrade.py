@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from cli.call import EchoCall
+from cli.main import EXIT_FAILED, EXIT_USAGE
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, Starter, print_report, started_by, wait_until
 from tests.e2e.three_hosts import IPV4, crowd_of, relay_of, two_armed
@@ -108,6 +109,26 @@ def test_no_packet_is_lost(own_network: Network | None, tmp_path: Path) -> None:
     assert report["sent"] > CLIENTS * took_s / INTERVAL_S
     assert (report["lost up"], report["lost down"]) == (0, 0)
     print_report("upgraded (XDP)", {**report, "took_s": round(took_s, 1)})
+
+
+def test_relay_that_would_be_none_is_not_given_up(own_network: Network | None, tmp_path: Path) -> None:
+    network = need_network(own_network)
+    config = tmp_path / "relayctl.toml"
+    config.write_text("[host]\nrole = 'all'\n")
+    arguments = ("--config", str(config), "--workers", "1", "--transceivers", "1")
+    with xdp_relay(network, tmp_path / "s", *arguments) as relay:
+        before = children(relay).keys()
+        config.write_text("[host]\nrole = 'transceivers'\n")
+        with network.there:
+            refused = relay.run("upgrade")
+        assert refused.returncode == EXIT_USAGE
+        assert "host.role: a relay runs here" in refused.stderr
+        # From another network namespace nobody can tell which interfaces there are.
+        config.write_text("[host]\nrole = 'all'\n")
+        refused = relay.run("upgrade")
+        assert refused.returncode == EXIT_FAILED
+        assert "another network namespace" in refused.stderr
+        assert children(relay).keys() == before
 
 
 async def test_confined_as_by_the_unit(own_network: Network | None, tmp_path: Path) -> None:
