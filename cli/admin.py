@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from host.registry import ProcessRegistry
 from host.state_dir import StateDir
 
 _TIMEOUT_S = 10.0
+_CONNECT_POLL_S = 0.05
 
 
 def ask(state_dir: StateDir, method: str, *, timeout_s: float = _TIMEOUT_S, **params: Any) -> Any:
@@ -25,12 +27,17 @@ def connected(state_dir: StateDir, timeout_s: float = _TIMEOUT_S) -> Iterator[so
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(timeout_s)
         try:
-            sock.connect(str(state_dir.admin_socket))
+            _connect(sock, state_dir, timeout_s)
         except PermissionError:
             raise NotRunningError(
                 f"{state_dir.admin_socket} belongs to another user; run as that user"
             ) from None
         except OSError:
+            if state_dir.is_running():
+                raise NotRunningError(
+                    f"the supervisor of {state_dir.path} (pid {state_dir.pid()}) does not answer yet: it starts, or is "
+                    "being upgraded; its log tells more"
+                ) from None
             if left_behind := describe_left_behind(state_dir):
                 raise NotRunningError(
                     f"the supervisor of {state_dir.path} is dead, but {left_behind} go on; `relayctl start` takes over, "
@@ -48,6 +55,18 @@ def connected(state_dir: StateDir, timeout_s: float = _TIMEOUT_S) -> Iterator[so
                 f"nothing runs in {state_dir.path}; `relayctl start` starts it, --state-dir names another place"
             ) from None
         yield sock
+
+
+def _connect(sock: socket.socket, state_dir: StateDir, timeout_s: float) -> None:
+    """Wait for a supervisor that starts. Raises OSError."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return sock.connect(str(state_dir.admin_socket))
+        except (ConnectionRefusedError, FileNotFoundError):
+            if not state_dir.is_running() or time.monotonic() > deadline:
+                raise
+        time.sleep(_CONNECT_POLL_S)
 
 
 def describe_left_behind(state_dir: StateDir) -> str:

@@ -100,6 +100,7 @@ def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--dry-run", is_flag=True, help="Check configuration, keys and certificates, and start nothing."
 )
 @click.option("--ready-fd", type=int, hidden=True, help="Where the outcome goes, as a line of JSON.")
+@click.option("--lock-fd", type=int, hidden=True, help="A predecessor's lock of the state directory.")
 @click.option("--http-fd", type=int, hidden=True, help="A predecessor's listening socket for --http.")
 @click.option(
     "--takes-over", is_flag=True, hidden=True, help="With --dry-run: check also what it would take over."
@@ -111,6 +112,7 @@ def start(
     daemon: bool,
     dry_run: bool,
     ready_fd: int | None,
+    lock_fd: int | None,
     http_fd: int | None,
     takes_over: bool,
     **flags: Any,
@@ -132,7 +134,7 @@ def start(
         elif daemon:
             _start_daemon(state_dir, arguments)
         else:
-            _run(state_dir, config, _Launch(arguments, outcome, http, manager))
+            _run(state_dir, config, _Launch(arguments, outcome, lock_fd, http, manager))
     except OperatorError as error:
         manager.tell(STATUS=str(error))
         _tell_outcome(outcome, {"error": str(error), "exit_code": exit_code_of(error)})
@@ -226,19 +228,20 @@ def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
 class _Launch:
     """How a supervisor was started, by whom, and with what of its predecessor.
 
-    arguments: of ``start``, for the next time. outcome: who waits for it, None for somebody at a terminal. http: a listening
-    socket.
+    arguments: of ``start``, for the next time. outcome: who waits for it, None for somebody at a terminal. lock_fd: of the
+    state directory. http: a listening socket.
     """
 
     arguments: list[str]
     outcome: IO[bytes] | None
+    lock_fd: int | None
     http: socket.socket | None
     manager: ServiceManager
 
 
 def _run(state_dir: StateDir, config: Config, launch: _Launch) -> None:
     inherited = inherited_children()
-    state_dir.acquire()
+    state_dir.acquire(launch.lock_fd)
     services: list[Service] = []
     try:
         if not config.keys_file.exists():

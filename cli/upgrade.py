@@ -21,7 +21,7 @@ def upgrade(state_dir: StateDir) -> None:
         # What would not start must not be begun.
         check_start(state_dir, [*arguments, "--dry-run", "--takes-over"])
         line = LineSocket(sock)
-        before = line.request("upgrade", command=start_command(state_dir, arguments), keeps=["http"])
+        before = line.request("upgrade", command=start_command(state_dir, arguments), keeps=["lock", "http"])
         # A start has time limits of its own.
         sock.settimeout(None)
         outcome = line.receive_one() or {}

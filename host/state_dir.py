@@ -64,11 +64,21 @@ class StateDir:
                 f"state_dir: cannot create {self.path} ({error.strerror}); choose another with --state-dir"
             ) from None
 
-    def acquire(self) -> None:
-        """Take the lock for the life of this process and write the pid. Raises AlreadyRunningError."""
+    @property
+    def lock_fd(self) -> int:
+        """Of the lock that is held; whoever has it open holds it."""
+        assert self._lock is not None  # it is held
+        return self._lock.fileno()
+
+    def acquire(self, lock_fd: int | None = None) -> None:
+        """Take the lock for the life of this process and write the pid. Raises AlreadyRunningError.
+
+        lock_fd: our predecessor's, who held it until he became us (host.successor).
+        """
         self.create()
         try:
-            lock = os.fdopen(os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+            fd = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600) if lock_fd is None else lock_fd
+            lock = os.fdopen(fd, "r+")
         except OSError as error:
             raise OperatorError(
                 f"state_dir: cannot write {self._lock_file} ({error.strerror}); it belongs to another user? "

@@ -4,7 +4,7 @@ Order of an end: every service drains (the last started first), then its process
 their clients while the relay still carries it.
 
 ``upgrade`` ends nothing: this process becomes another supervisor (host.successor), which takes over. Its ``--ready-fd`` is
-the connection that asked; listening sockets that it can go on with it is given, too, so that nobody is refused meanwhile.
+the connection that asked. It is given the lock, so that nobody starts another, and listening sockets, so that nobody is refused.
 """
 
 import asyncio
@@ -285,7 +285,7 @@ class Supervisor:
     ) -> dict[str, Any]:
         """``command`` starts a supervisor in this state directory, and tells the outcome to its ``--ready-fd``.
 
-        keeps: names of listening sockets that it knows how to go on with, as ``--NAME-fd``.
+        keeps: what it knows how to go on with, as ``--NAME-fd``: ``lock``, and names of listening sockets.
         """
         if self._state != "running":
             raise ChannelError(f"the supervisor is {self._state}; upgrade one that runs")
@@ -294,8 +294,10 @@ class Supervisor:
                 raise ChannelError(f"calls would end with this supervisor: {why}; use `relayctl restart`")
         if not os.access(command[0], os.X_OK):
             raise ChannelError(f"cannot run {command[0]}")
-        listeners = {name: fd for service in self._services for name, fd in service.listeners().items()}
-        kept = {name: fd for name, fd in listeners.items() if name in keeps}
+        ours = {"lock": self._state_dir.lock_fd}
+        for service in self._services:
+            ours |= service.listeners()
+        kept = {name: fd for name, fd in ours.items() if name in keeps}
         # After the answer, which is written before anything else has its turn.
         asyncio.get_running_loop().call_soon(self._become, command, os.dup(connection_fd), kept)
         return {"pid": os.getpid(), "version": self._version}

@@ -56,6 +56,14 @@ def start(relayctl: Relayctl, config: Path) -> int:
     return relayctl.pid()
 
 
+def words(pid: int) -> list[str]:
+    return psutil.Process(pid).cmdline()
+
+
+def start_time(pid: int) -> float:
+    return psutil.Process(pid).create_time()
+
+
 def children(pid: int) -> dict[int, str]:
     """State by pid, zombies included."""
     found: dict[int, str] = {}
@@ -129,6 +137,22 @@ def test_nobody_who_calls_meanwhile_is_refused(relayctl: Relayctl, config: Path)
     assert {status for status, _ in answers} == {201}
     assert max(seconds for _, seconds in answers) > 0.3, "nobody called while nobody was there"
     note_measured(f"upgrade: of {len(answers)} offers the longest took {max(s for _, s in answers):.1f} s")
+
+
+def test_commands_wait_meanwhile_and_no_other_start_comes_between(relayctl: Relayctl, config: Path) -> None:
+    pid = start(relayctl, config)
+    command = (pid, start_time(pid), words(pid))
+    with ThreadPoolExecutor(1) as pool:
+        upgrading = pool.submit(relayctl.run, "upgrade")
+        wait_until(lambda: words(pid) != command[2], "the successor")
+        another = relayctl.run("start", *transceivers(relayctl, config))
+        status = relayctl.run("status")
+        done = upgrading.result(START_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    assert another.returncode == EXIT_TAKEN
+    assert f"already running with pid {pid}" in another.stderr
+    assert (status.returncode, status.stderr) == (0, "")
+    assert (pid, start_time(pid)) == command[:2]
 
 
 def test_userspace_data_path_is_refused_and_goes_on(relayctl: Relayctl) -> None:

@@ -81,6 +81,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def bench(tmp_path: Path, programs: Programs) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path / "state")
-    bench.state_dir.create()
+    bench.state_dir.acquire()
     yield bench
     await bench.clean_up()
+    bench.state_dir.release()

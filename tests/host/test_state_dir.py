@@ -368,3 +368,26 @@ def test_two_names_of_one_directory_are_one(tmp_path: Path) -> None:
     with StateDir(tmp_path / "link").held():
         assert StateDir(tmp_path / "real").is_running()
     assert not StateDir(tmp_path / "real").is_running()
+
+
+def test_lock_goes_over_to_who_has_its_descriptor(tmp_path: Path) -> None:
+    """As a process that becomes another one has it."""
+    first, second = StateDir(tmp_path), StateDir(tmp_path)
+    first.acquire()
+    kept = os.dup(first.lock_fd)
+    assert first._lock is not None
+    first._lock.close()
+    with pytest.raises(AlreadyRunningError):
+        second.acquire()
+    second.acquire(kept)
+    assert second.is_running()
+    second.release()
+    assert not first.is_running()
+
+
+def test_descriptor_without_the_lock_is_none(tmp_path: Path) -> None:
+    holder, other = StateDir(tmp_path), StateDir(tmp_path)
+    holder.acquire()
+    with pytest.raises(AlreadyRunningError):
+        other.acquire(os.open(tmp_path / "lock", os.O_RDWR))
+    holder.release()
