@@ -175,7 +175,8 @@ class RelayService:
         if self._sweeper is not None:
             events[FlowEvent.FLOW_EXPIRED.label] += self._sweeper.expired
             events[FlowEvent.FLOW_UNTOLD.label] += self._sweeper.untold
-            gauges |= self._sweeper.gauges
+            # not `|=`: a Counter would drop what is 0
+            dict.update(gauges, self._sweeper.gauges)
         return {
             "dataplane": self.data_path,
             "reason": self.reason,

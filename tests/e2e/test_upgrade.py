@@ -143,6 +143,8 @@ async def test_confined_as_by_the_unit(own_network: Network | None, tmp_path: Pa
     starter = Starter(command=(*confined, sys.executable, "-c", _CONFINE, capabilities[1]), check=is_confined)
     arguments = ("--config", str(config), "--workers", "1", "--transceivers", "1")
     with started_by(starter), xdp_relay(network, tmp_path / "s", *arguments) as relay:
+        shown = relay.run("status")
+        assert (shown.returncode, shown.stderr) == (0, "")
         async with EchoCall(relay.url, bearer_token=relay.token) as call:
             for _ in range(2):
                 await asyncio.to_thread(upgrade, relay, network)
