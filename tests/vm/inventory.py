@@ -202,7 +202,9 @@ def _read_hosts(values: Any) -> dict[str, list[_Table]]:
             raise ConfigError(
                 f"hosts.{role}", f"needs 1 to {_MAX_TRANSCEIVER_HOSTS} hosts, not {len(entries)}"
             )
-        names = [f"hosts.{role}"] if len(entries) == 1 else [f"hosts.{role}[{i}]" for i in range(len(entries))]
+        names = (
+            [f"hosts.{role}"] if len(entries) == 1 else [f"hosts.{role}[{i}]" for i in range(len(entries))]
+        )
         hosts[role] = [_Table(name, entry) for name, entry in zip(names, entries, strict=True)]
     return hosts
 
@@ -231,7 +233,9 @@ def _read_host(table: _Table, *, finish: bool = True) -> HostEntry:
 
 def _read_client(table: _Table) -> ClientEntry:
     host = _read_host(table, finish=False)
-    client = ClientEntry(host.ssh, host.machine, _need_interface(table, "interface"), table.take("chromium", bool, False))
+    client = ClientEntry(
+        host.ssh, host.machine, _need_interface(table, "interface"), table.take("chromium", bool, False)
+    )
     table.finish()
     return client
 
@@ -253,7 +257,9 @@ def _read_transceiver(table: _Table) -> TransceiverEntry:
     url = table.need("url", '"http://10.0.1.7:8080/"')
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
-        raise ConfigError(table.field("url"), f'{url!r} is no signaling URL; write url = "http://10.0.1.7:8080/"')
+        raise ConfigError(
+            table.field("url"), f'{url!r} is no signaling URL; write url = "http://10.0.1.7:8080/"'
+        )
     table.finish()
     return TransceiverEntry(host.ssh, host.machine, str(ip), url)
 
@@ -275,7 +281,9 @@ def _read_ssh_config(table: _Table) -> Path | None:
 def _read_vips(table: _Table) -> tuple[Address, ...]:
     vips = table.take_addresses("vip", [])
     if not vips:
-        raise ConfigError(table.field("vip"), 'is missing; write what clients are told, as vip = ["192.0.2.2:3478"]')
+        raise ConfigError(
+            table.field("vip"), 'is missing; write what clients are told, as vip = ["192.0.2.2:3478"]'
+        )
     return vips
 
 
@@ -289,7 +297,9 @@ def _read_percent(table: _Table, key: str) -> float:
 def _read_remote_path(table: _Table, key: str, default: str) -> str:
     text = table.take(key, str, default)
     if not re.fullmatch(r"/[A-Za-z0-9_./@+-]{1,1000}", text):
-        raise ConfigError(table.field(key), f"needs an absolute path on the hosts, without blanks, not {text!r}")
+        raise ConfigError(
+            table.field(key), f"needs an absolute path on the hosts, without blanks, not {text!r}"
+        )
     return text
 
 
@@ -309,7 +319,9 @@ def _read_carrier(table: _Table) -> CarrierCommands | None:
             raise ConfigError(table.field(key), "is missing; carrier_off and carrier_on are used together")
         for found in re.findall(r"[{}][^{}]*}?", command):
             if found not in _PLACEHOLDERS:
-                raise ConfigError(table.field(key), f"{found} is no placeholder; there are {', '.join(_PLACEHOLDERS)}")
+                raise ConfigError(
+                    table.field(key), f"{found} is no placeholder; there are {', '.join(_PLACEHOLDERS)}"
+                )
         try:
             shlex.split(command)
         except ValueError as error:

@@ -53,12 +53,25 @@ class Report:
 
     def markdown(self) -> str:
         """Two tables."""
-        lines = ["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in self.facts), ""]
+        lines = [
+            "| | |",
+            "|---|---|",
+            *(f"| {_cell(name)} | {_cell(value)} |" for name, value in self.facts),
+            "",
+        ]
         lines += ["| test | | time | measured |", "|---|---|---|---|"]
         for outcome in self.outcomes.values():
             measured = "<br>".join(_cell(line) for line in outcome.measured)
-            lines.append(f"| {_cell(outcome.name)} | {outcome.state} | {outcome.seconds:.0f} s | {measured} |")
-        lines += ["", *(f"- left out: {_cell(name)}: {_cell(why)}" for name, why in self.left_out), "", self.summary, ""]
+            lines.append(
+                f"| {_cell(outcome.name)} | {outcome.state} | {outcome.seconds:.0f} s | {measured} |"
+            )
+        lines += [
+            "",
+            *(f"- left out: {_cell(name)}: {_cell(why)}" for name, why in self.left_out),
+            "",
+            self.summary,
+            "",
+        ]
         return "\n".join(lines)
 
 

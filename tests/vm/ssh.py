@@ -63,7 +63,9 @@ class Host:
             if self._master.poll() is not None or time.monotonic() > deadline:
                 self.disconnect()
                 said = errors.read_text(errors="replace").strip()
-                raise RemoteError(f"{self.target}: ssh cannot log in: {said[-_TOLD_CHARS:] or 'it says nothing'}")
+                raise RemoteError(
+                    f"{self.target}: ssh cannot log in: {said[-_TOLD_CHARS:] or 'it says nothing'}"
+                )
             time.sleep(0.05)
 
     def disconnect(self) -> None:
@@ -75,13 +77,23 @@ class Host:
         self._control.unlink(missing_ok=True)
 
     def run(
-        self, *command: str, root: bool = False, timeout_s: float | None = None, given: str = "", fails: bool = False
+        self,
+        *command: str,
+        root: bool = False,
+        timeout_s: float | None = None,
+        given: str = "",
+        fails: bool = False,
     ) -> str:
         """What a command printed. ``given`` is its standard input; only with ``fails`` may it exit with other than 0."""
         return self.try_run(*command, root=root, timeout_s=timeout_s, given=given, fails=fails).stdout
 
     def try_run(
-        self, *command: str, root: bool = False, timeout_s: float | None = None, given: str = "", fails: bool = True
+        self,
+        *command: str,
+        root: bool = False,
+        timeout_s: float | None = None,
+        given: str = "",
+        fails: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """As ``run``, with exit code and standard error. Raises RemoteError, also where it takes too long."""
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
@@ -117,7 +129,12 @@ class Host:
         """A command that goes on, with standard input and output; it must end by itself when its input does."""
         with errors.open("w") as log:
             return subprocess.Popen(
-                self._command(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1
+                self._command(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                bufsize=1,
             )
 
     @contextlib.contextmanager

@@ -126,8 +126,14 @@ def _set(value: Any, *keys: Any) -> Callable[[Document], None]:
         (_set("eth2", "hosts", "relay", "interface"), "hosts.relay.interface: unknown key; did you mean"),
         (_set("yes", "hosts", "client", "chromium"), "hosts.client.chromium: needs true or false"),
         (_set("ten", "hosts", "transceiver", 1, "address"), "hosts.transceiver[1].address: 'ten' is no IP"),
-        (_set("10.77.2.11", "hosts", "transceiver", 0, "url"), "hosts.transceiver[0].url: '10.77.2.11' is no"),
-        (_set("http://a/x", "hosts", "transceiver", 0, "url"), "hosts.transceiver[0].url: 'http://a/x' is no"),
+        (
+            _set("10.77.2.11", "hosts", "transceiver", 0, "url"),
+            "hosts.transceiver[0].url: '10.77.2.11' is no",
+        ),
+        (
+            _set("http://a/x", "hosts", "transceiver", 0, "url"),
+            "hosts.transceiver[0].url: 'http://a/x' is no",
+        ),
     ],
 )
 def test_refusal_names_the_field_and_the_way_out(
@@ -176,7 +182,8 @@ def test_file_that_is_no_inventory(tmp_path: Path, content: bytes | None, said: 
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 _values = st.recursive(
-    _scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    _scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
 )
 _names = ["name", "vip", "hosts", "carrier_off", "carrier_on", "ssh_config", "max_loss", "boot_s", "config"]
 _hosts = st.dictionaries(st.sampled_from(["client", "relay", "redis", "transceiver"]), _values)
@@ -186,4 +193,3 @@ _hosts = st.dictionaries(st.sampled_from(["client", "relay", "redis", "transceiv
 def test_any_other_document_raises_config_error_alone(document: Document) -> None:
     with pytest.raises(ConfigError):
         parse_inventory(document, Path())
-
