@@ -1,4 +1,7 @@
 # make setup   install what relayctl and its tests need (root, once); idempotent
+# make install   install relayctl on a server: Debian packages, virtual environment in PREFIX (/opt/relayctl), user,
+#              configuration, systemd unit (root); starts nothing; run again to upgrade
+# make uninstall   remove all of that but /etc/relayctl and /var/lib/relayctl (root)
 # make demo    start relay and transceivers, place a call, show the page; CHECK=1 exits after the report
 # make demo-recovery   kill the relay of live calls, with Redis and without, and see the gaps (root, a minute)
 # make test    everything that CI runs
@@ -13,17 +16,42 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pipecat and FastRTC are heavy, and no part of relayctl.
 EXAMPLES_VENV := .venv-examples
-# Debian 12: BCC and the kernel's uapi headers; browsers and a Redis for the end-to-end tests; a C compiler and formatter for bpf/
-PACKAGES := python3-venv python3-bpfcc linux-libc-dev chromium firefox-esr gcc libc6-dev clang-format iproute2 redis-server
+# Debian 12: BCC and the kernel's uapi headers
+RUN_PACKAGES := python3-venv python3-bpfcc linux-libc-dev
+# browsers and a Redis for the end-to-end tests; a C compiler and formatter for bpf/; systemd-analyze for deploy/
+PACKAGES := $(RUN_PACKAGES) chromium firefox-esr gcc libc6-dev clang-format iproute2 redis-server systemd
 TESTS_SIDE_BY_SIDE := 4
 # Relays that `make bench` measures; one that is not there is a row without a number.
 BENCH_PACKAGES := golang-go nginx libnginx-mod-stream coturn nftables
+# Where `make install` puts things. The unit names /usr/local/bin/relayctl, /etc/relayctl and, by default, /var/lib/relayctl.
+PREFIX := /opt/relayctl
+LINK := /usr/local/bin/relayctl
+CONFIG_DIR := /etc/relayctl
+UNIT_DIR := /etc/systemd/system
+SERVICE_USER := relayctl
 export DEBIAN_FRONTEND := noninteractive
 # Debian starts what it installs; nobody asked for a redis or an nginx on this host.
 WITHOUT_SERVICES = policy=/usr/sbin/policy-rc.d; \
 	if [ ! -e $$policy ]; then printf '\#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi
+# $(1): who asks; $(2): Debian packages. Installs those that are missing.
+define install_packages
+	missing=$$(for p in $(2); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" != 0 ]; then \
+			echo "$(1): Debian packages are missing ($$(echo $$missing)); run 'make $(1)' once as root" >&2; exit 1; \
+		fi; \
+		echo "$(1): installing Debian packages:" $$missing; \
+		$(WITHOUT_SERVICES); \
+		apt-get update -qq; \
+		apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
+# $(1): who asks
+define need_root
+	if [ "$$(id -u)" != 0 ]; then echo "$(1): needs root; run 'sudo make $(1)'" >&2; exit 1; fi
+endef
 
-.PHONY: help setup demo demo-recovery examples bench test check pytest clean
+.PHONY: help setup install uninstall demo demo-recovery examples bench test check pytest clean
 
 help:
 	@sed -n '/^SHELL/q;s/^# //p' Makefile
@@ -31,22 +59,53 @@ help:
 setup: $(VENV)/.complete
 
 $(VENV)/.complete: pyproject.toml Makefile
-	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then \
-		if [ "$$(id -u)" != 0 ]; then \
-			echo "setup: Debian packages are missing ($$(echo $$missing)); run 'make setup' once as root" >&2; exit 1; \
-		fi; \
-		echo "setup: installing Debian packages:" $$missing; \
-		$(WITHOUT_SERVICES); \
-		apt-get update -qq; \
-		apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	fi
+	@$(call install_packages,setup,$(PACKAGES))
 	@# /usr/bin/python3 and its site packages: BCC's Python module is Debian's
 	@echo "setup: Python packages into $(VENV)"
 	@/usr/bin/python3 -m venv --system-site-packages $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 	@echo "setup: done"
+
+install:
+	@$(call need_root,install)
+	@$(call install_packages,install,$(RUN_PACKAGES))
+	@echo "install: Python packages into $(PREFIX)"
+	@umask 022; /usr/bin/python3 -m venv --system-site-packages $(PREFIX)
+	@# setuptools builds in the tree, and would put into the wheel what an earlier build has left there
+	@rm -rf build
+	@umask 022; $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@rm -rf build
+	@if ! getent passwd $(SERVICE_USER) >/dev/null; then \
+		echo "install: system user $(SERVICE_USER)"; \
+		useradd --system --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin $(SERVICE_USER); \
+		touch $(PREFIX)/.made-user; \
+	fi
+	@install -d $(dir $(LINK)) $(UNIT_DIR)
+	@ln -sfn $(PREFIX)/bin/relayctl $(LINK)
+	@if [ ! -d $(CONFIG_DIR) ]; then install -d -m 0755 $(CONFIG_DIR); fi
+	@if [ ! -e $(CONFIG_DIR)/relayctl.toml ]; then \
+		umask 022; $(LINK) init --user $(SERVICE_USER) $(CONFIG_DIR)/relayctl.toml >/dev/null; \
+		echo "install: wrote $(CONFIG_DIR)/relayctl.toml"; \
+	fi
+	@install -m 0644 deploy/systemd/relayctl.service $(UNIT_DIR)/relayctl.service
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "install: $$($(LINK) --version). Next: edit $(CONFIG_DIR)/relayctl.toml, then 'systemctl enable --now relayctl';"
+	@echo "install: a relay that runs goes over to this version, with its calls, by 'systemctl reload relayctl' or 'relayctl upgrade'"
+
+uninstall:
+	@$(call need_root,uninstall)
+	@code=3; said="nothing runs"; if [ -x $(LINK) ]; then code=0; said=$$($(LINK) status 2>&1) || code=$$?; fi; \
+	if [ $$code = 0 ] || { [ $$code = 3 ] && [[ $$said != *"nothing runs"* ]]; }; then \
+		echo "uninstall: relayctl runs; end it first, with 'systemctl stop relayctl' or 'relayctl stop'" >&2; exit 1; \
+	fi
+	@if [ -d /run/systemd/system ] && [ -e $(UNIT_DIR)/relayctl.service ]; then systemctl disable --quiet relayctl; fi
+	@rm -f $(UNIT_DIR)/relayctl.service
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@if [ -e $(PREFIX)/.made-user ]; then userdel $(SERVICE_USER); fi
+	@if [ "$$(readlink $(LINK))" = $(PREFIX)/bin/relayctl ]; then rm $(LINK); fi
+	@rm -rf $(PREFIX)
+	@echo "uninstall: done; $(CONFIG_DIR) and /var/lib/relayctl, with keys, are left, and so are Debian packages"
 
 demo: setup
 	@$(BIN)/relayctl demo $(if $(CHECK),--check)

@@ -1,6 +1,8 @@
 """The command line's end of the admin socket."""
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from host.errors import NotRunningError
@@ -13,6 +15,13 @@ _TIMEOUT_S = 10.0
 
 def ask(state_dir: StateDir, method: str, *, timeout_s: float = _TIMEOUT_S, **params: Any) -> Any:
     """The result of a method of the running supervisor. Raises NotRunningError or ChannelError."""
+    with connected(state_dir, timeout_s) as sock:
+        return LineSocket(sock).request(method, **params)
+
+
+@contextlib.contextmanager
+def connected(state_dir: StateDir, timeout_s: float = _TIMEOUT_S) -> Iterator[socket.socket]:
+    """A connection to the admin socket of the running supervisor. Raises NotRunningError."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(timeout_s)
         try:
@@ -38,7 +47,7 @@ def ask(state_dir: StateDir, method: str, *, timeout_s: float = _TIMEOUT_S, **pa
             raise NotRunningError(
                 f"nothing runs in {state_dir.path}; `relayctl start` starts it, --state-dir names another place"
             ) from None
-        return LineSocket(sock).request(method, **params)
+        yield sock
 
 
 def describe_left_behind(state_dir: StateDir) -> str:

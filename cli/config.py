@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,26 @@ from relay.core.policy import Vip
 from transceiver.config import TransceiverConfig
 
 
+class Role(StrEnum):
+    """What runs on a host."""
+
+    ALL = "all"
+    RELAY = "relay"
+    TRANSCEIVERS = "transceivers"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that one host needs.
 
+    role: which services run here.
     cluster_id: goes into every hint; a relay refuses other clusters' hints.
     keys_file: the fleet's keys.
     drain_s: how long calls may go on when the supervisor is told to end.
     user: whom workers and transceivers run as; None for the supervisor's own user.
     """
 
+    role: Role
     cluster_id: int
     keys_file: Path
     drain_s: float
@@ -43,13 +54,10 @@ def load_config(
     path: Path | None,
     overrides: Mapping[str, Mapping[str, Any]],
     state_dir: StateDir,
-    *,
-    listens: bool = True,
 ) -> Config:
     """Read, override and check. Raises ConfigError.
 
-    ``overrides`` is by table and key, as the file. Where no relay ``listens``, the VIPs are another host's and need no
-    listening address beside them.
+    ``overrides`` is by table and key, as the file.
     """
     document = read_document(path)
     tables: dict[str, ConfigTable] = {}
@@ -61,9 +69,12 @@ def load_config(
     fleet, relay, host = tables["fleet"], tables["relay"], tables["host"]
     loopback = ["127.0.0.1:3478", *(["[::1]:3478"] if is_ipv6_available() else [])]
     listen, vip = relay.take_addresses("listen", loopback), fleet.take_addresses("vip", [])
-    vips = pair_vips(vip if vip and not listens else listen, vip)
+    role = Role(host.take_choice("role", Role.ALL, list(Role)))
+    # Where no relay listens, the VIPs are another host's and need no listening address beside them.
+    vips = pair_vips(vip if vip and role is Role.TRANSCEIVERS else listen, vip)
     keys_file = fleet.take_path("keys_file", None) or state_dir.keys_file
     config = Config(
+        role=role,
         cluster_id=fleet.take_int("cluster_id", 1, low=0, high=65535),
         keys_file=keys_file,
         drain_s=host.take_seconds("drain_s", 5.0),
@@ -146,6 +157,7 @@ TEMPLATE = """\
 # lease_s = 10.0            # how long a host is believed to live since it was heard
 
 [host]
+# role = "all"              # what runs here: all, relay or transceivers
 # drain_s = 5.0             # how long calls may go on after SIGTERM
 # user = ""                 # whom workers and transceivers run as, if started by root; they drop every capability anyway
 """

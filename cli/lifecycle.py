@@ -1,12 +1,15 @@
 """``relayctl start``, ``stop``, ``restart``: the verbs that begin and end a supervisor."""
 
 import asyncio
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import click
 
 from cli.admin import ask
-from cli.config import Config, load_config
+from cli.config import Config, Role, load_config
 from cli.left_behind import end_left_behind, remove_data_path
 from cli.main import EXIT_FAILED, cli, config_option, exit_code_of, state_dir_option
 from cli.seconds import check_seconds
@@ -23,15 +26,19 @@ from host.errors import NotRunningError, OperatorError
 from host.keystore import load_keys, load_or_create_keys
 from host.log import configure_logging
 from host.registry import ProcessRegistry
+from host.service_manager import ServiceManager
 from host.state_dir import StateDir, read_or_create_token
+from host.successor import inherited_children
 from host.supervisor import Service, Supervisor
 from relay.config import DataPlane, XdpChoice
 from relay.dataplane.bpf.pins import PinDir
+from relay.dataplane.choice import check_take_over
 from relay.supervisor import RelayService
 from transceiver.service import TransceiverService
+from wire.admin import encode_message
 
-_ROLES = ("all", "relay", "transceivers")
-_START_TIMEOUT_S = 60.0
+# Longer than one process may take: services start one after the other.
+_START_TIMEOUT_S = 240.0
 _STOP_MARGIN_S = 20.0
 # Parameters that are not named as their flag.
 _FLAGS = {"interfaces": "--interface"}
@@ -40,9 +47,7 @@ _FLAGS = {"interfaces": "--interface"}
 def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         config_option,
-        click.option(
-            "--role", type=click.Choice(_ROLES), default="all", show_default=True, help="What to run here."
-        ),
+        click.option("--role", type=click.Choice([role.value for role in Role]), help="What to run here."),
         click.option(
             "--listen", multiple=True, metavar="ADDR:PORT", help="Public address of the relay; repeatable."
         ),
@@ -94,33 +99,43 @@ def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--dry-run", is_flag=True, help="Check configuration, keys and certificates, and start nothing."
 )
-@click.option("--ready-fd", type=int, hidden=True)
+@click.option("--ready-fd", type=int, hidden=True, help="Where the outcome goes, as a line of JSON.")
+@click.option("--http-fd", type=int, hidden=True, help="A predecessor's listening socket for --http.")
+@click.option(
+    "--takes-over", is_flag=True, hidden=True, help="With --dry-run: check also what it would take over."
+)
 @state_dir_option
 def start(
     state_dir: StateDir,
     config_path: Path | None,
-    role: str,
     daemon: bool,
     dry_run: bool,
     ready_fd: int | None,
+    http_fd: int | None,
+    takes_over: bool,
     **flags: Any,
 ) -> None:
     """Start relay and transceivers, in the foreground unless --daemon."""
-    arguments = _arguments(config_path, role, flags)
+    arguments = _arguments(config_path, flags)
+    manager = ServiceManager.take_from(os.environ)
+    http = socket.socket(fileno=http_fd) if http_fd is not None else None
     try:
         configure_logging()
-        config = load_config(config_path, _overrides(flags), state_dir, listens=role != "transceivers")
+        config = load_config(config_path, _overrides(flags), state_dir)
         if dry_run:
             if config.keys_file.exists():
                 load_keys(config.keys_file)
+            if takes_over and config.role is not Role.TRANSCEIVERS:
+                check_take_over(config.relay, PinDir(state_dir.path))
             click.echo("configuration is good")
         elif daemon:
             _start_daemon(state_dir, arguments)
         else:
-            _run(state_dir, config, role, arguments, ready_fd)
+            _run(state_dir, config, _Launch(arguments, ready_fd, http, manager))
     except OperatorError as error:
+        manager.tell(STATUS=str(error))
         if ready_fd is not None:
-            os.write(ready_fd, json.dumps({"error": str(error), "exit_code": exit_code_of(error)}).encode())
+            _report(ready_fd, {"error": str(error), "exit_code": exit_code_of(error)})
         raise
 
 
@@ -158,17 +173,9 @@ def stop(state_dir: StateDir, drain_s: float | None) -> None:
 @_drain_option
 def restart(state_dir: StateDir, drain_s: float | None) -> None:
     """Stop, then start in the background with the options of the last start."""
-    try:
-        arguments = json.loads(state_dir.launch_file.read_text())
-    except (OSError, ValueError):
-        raise NotRunningError(f"nothing was ever started in {state_dir.path}; use `relayctl start`") from None
+    arguments = last_arguments(state_dir)
     # What would not start again must not be stopped.
-    checked = subprocess.run(
-        _start_command(state_dir, [*arguments, "--dry-run"]), capture_output=True, text=True, check=False
-    )
-    if checked.returncode:
-        click.echo(checked.stderr, nl=False, err=True)
-        sys.exit(checked.returncode)
+    check_start(state_dir, [*arguments, "--dry-run"])
     try:
         stop_background(state_dir, drain_s)
     except NotRunningError:
@@ -176,9 +183,26 @@ def restart(state_dir: StateDir, drain_s: float | None) -> None:
     _start_daemon(state_dir, arguments)
 
 
+def last_arguments(state_dir: StateDir) -> list[str]:
+    """Those of the last ``start`` that succeeded. Raises NotRunningError."""
+    try:
+        return list(json.loads(state_dir.launch_file.read_text()))
+    except (OSError, ValueError):
+        raise NotRunningError(f"nothing was ever started in {state_dir.path}; use `relayctl start`") from None
+
+
+def check_start(state_dir: StateDir, arguments: list[str]) -> None:
+    """Run ``start`` with these arguments, ``--dry-run`` among them; ends this command as that one did, if it failed."""
+    checked = subprocess.run(start_command(state_dir, arguments), capture_output=True, text=True, check=False)
+    if checked.returncode:
+        click.echo(checked.stderr, nl=False, err=True)
+        sys.exit(checked.returncode)
+
+
 def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Flags that were given, by table and key of the configuration file."""
     given = {
+        ("host", "role"): flags["role"],
         ("relay", "listen"): list(flags["listen"]),
         ("relay", "fleet_listen"): list(flags["fleet_listen"]),
         ("relay", "workers"): flags["workers"],
@@ -198,7 +222,22 @@ def _overrides(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return overrides
 
 
-def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], ready_fd: int | None) -> None:
+@dataclass(frozen=True)
+class _Launch:
+    """How a supervisor was started, by whom, and with what of its predecessor.
+
+    arguments: of ``start``, for the next time. ready_fd: where the outcome goes, None for standard output. http: a listening
+    socket.
+    """
+
+    arguments: list[str]
+    ready_fd: int | None
+    http: socket.socket | None
+    manager: ServiceManager
+
+
+def _run(state_dir: StateDir, config: Config, launch: _Launch) -> None:
+    inherited = inherited_children()
     state_dir.acquire()
     services: list[Service] = []
     try:
@@ -209,12 +248,12 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
         # First: it starts before those that tell and ask by it, and ends after them.
         fleet = FleetService(config.redis, config.cluster_id, keys, version("relayctl"), config.user)
         services.append(fleet)
-        if role != "transceivers":
+        if config.role is not Role.TRANSCEIVERS:
             pins = PinDir(state_dir.path)
             services.append(
                 RelayService(config.relay, config.cluster_id, keys, pins, registry, config.user, fleet=fleet)
             )
-        if role != "relay":
+        if config.role is not Role.RELAY:
             token_file = config.transceiver.bearer_token_file
             token = read_or_create_token(token_file) if token_file else ""
             vips = tuple(vip.address for vip in config.vips)
@@ -229,27 +268,40 @@ def _run(state_dir: StateDir, config: Config, role: str, arguments: list[str], r
                     config.user,
                     drain_s=config.drain_s,
                     fleet=fleet,
+                    http=launch.http,
                 )
             )
         supervisor = Supervisor(
-            state_dir, services, registry, version=version("relayctl"), drain_s=config.drain_s
+            state_dir,
+            services,
+            registry,
+            version=version("relayctl"),
+            drain_s=config.drain_s,
+            manager=launch.manager,
+            inherited=inherited,
         )
 
         lines = _describe(config, services)
 
         def ready() -> None:
-            state_dir.launch_file.write_text(json.dumps(arguments))
-            if ready_fd is None:
+            state_dir.launch_file.write_text(json.dumps(launch.arguments))
+            if launch.ready_fd is None:
                 click.echo("\n".join([*lines, f"state        {state_dir.path}; Ctrl-C stops"]))
             else:
-                os.write(ready_fd, json.dumps({"pid": os.getpid(), "lines": lines}).encode())
-                os.close(ready_fd)
+                _report(launch.ready_fd, {"pid": os.getpid(), "lines": lines})
 
         asyncio.run(supervisor.run(ready))
     finally:
         for service in services:
             service.close()
         state_dir.release()
+
+
+def _report(ready_fd: int, outcome: dict[str, Any]) -> None:
+    """To whoever waits for it; he may be gone."""
+    with contextlib.suppress(OSError):
+        os.write(ready_fd, encode_message(outcome))
+    os.close(ready_fd)
 
 
 def _describe(config: Config, services: list[Service]) -> list[str]:
@@ -271,8 +323,8 @@ def _describe(config: Config, services: list[Service]) -> list[str]:
     return lines
 
 
-def _arguments(config_path: Path | None, role: str, flags: dict[str, Any]) -> list[str]:
-    arguments = ["--role", role]
+def _arguments(config_path: Path | None, flags: dict[str, Any]) -> list[str]:
+    arguments: list[str] = []
     if config_path is not None:
         arguments += ["--config", str(config_path.absolute())]
     for name, value in flags.items():
@@ -308,7 +360,7 @@ def start_background(state_dir: StateDir, arguments: list[str]) -> dict[str, Any
         ) from None
     with log:
         child = subprocess.Popen(
-            _start_command(state_dir, [*arguments, "--ready-fd", str(writer)]),
+            start_command(state_dir, [*arguments, "--ready-fd", str(writer)]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -335,7 +387,8 @@ def start_background(state_dir: StateDir, arguments: list[str]) -> dict[str, Any
     sys.exit(outcome.get("exit_code", EXIT_FAILED))
 
 
-def _start_command(state_dir: StateDir, arguments: list[str]) -> list[str]:
+def start_command(state_dir: StateDir, arguments: list[str]) -> list[str]:
+    """What runs ``start`` of this very relayctl."""
     return [sys.executable, "-P", "-m", "cli.main", "start", "--state-dir", str(state_dir.path), *arguments]
 
 

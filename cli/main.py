@@ -63,6 +63,7 @@ _MODULES = {
     "stop": "lifecycle",
     "token": "token",
     "transceivers": "transceivers",
+    "upgrade": "upgrade",
     "workers": "workers",
 }
 

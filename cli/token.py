@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cli.config import load_config
+from cli.config import Role, load_config
 from cli.main import cli, config_option, json_option, state_dir_option
 from cli.render import print_json
 from host.errors import ConfigError, OperatorError
@@ -23,6 +23,10 @@ def token() -> None:
     """Seal or open the routing hint in a ufrag, with the fleet's keys."""
 
 
+# A token is made and read on any host, also where no relay could listen.
+_NO_RELAY = {"host": {"role": Role.TRANSCEIVERS.value}}
+
+
 @token.command()
 @click.argument("transceiver", metavar="ADDR:PORT")
 @state_dir_option
@@ -34,7 +38,7 @@ def seal(transceiver: str, state_dir: StateDir, config_path: Path | None, as_jso
         address = Address.parse(transceiver)
     except ValueError as error:
         raise ConfigError("ADDR:PORT", str(error)) from None
-    config = load_config(config_path, {}, state_dir, listens=False)
+    config = load_config(config_path, _NO_RELAY, state_dir)
     keys = load_keys(config.keys_file)
     issued_at = int(time.clock_gettime(time.CLOCK_REALTIME))
     ufrag = seal_ufrag(keys, RouteHint(config.cluster_id, address, issued_at, os.urandom(NONCE_BYTES)))
@@ -52,7 +56,7 @@ def seal(transceiver: str, state_dir: StateDir, config_path: Path | None, as_jso
 @json_option
 def open_(ufrag: str, state_dir: StateDir, config_path: Path | None, as_json: bool) -> None:
     """Print what a sealed UFRAG says; the first part of a check's USERNAME will do."""
-    config = load_config(config_path, {}, state_dir, listens=False)
+    config = load_config(config_path, _NO_RELAY, state_dir)
     try:
         hint = open_ufrag_untrusted(load_keys(config.keys_file), ufrag.partition(":")[0])
     except WireError as error:

@@ -150,6 +150,15 @@ class FleetService:
         """An agent that was left behind ends with the last worker that it serves."""
         return False
 
+    @property
+    def ends_with_supervisor(self) -> str:
+        """No call needs it."""
+        return ""
+
+    def listeners(self) -> dict[str, int]:
+        """None."""
+        return {}
+
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """Whether Redis can be used, and how often it was.
 

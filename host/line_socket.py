@@ -2,6 +2,7 @@
 
 import itertools
 import socket
+from collections import deque
 from typing import Any
 
 from host.channel import ChannelError
@@ -20,6 +21,7 @@ class LineSocket:
         self._sock = sock
         self._reader = LineReader()
         self._unsent = b""
+        self._received: deque[Message] = deque()
         self._ids = itertools.count(1)
 
     def fileno(self) -> int:
@@ -40,6 +42,15 @@ class LineSocket:
             return None
         return self._reader.feed(data) if data else None
 
+    def receive_one(self) -> Message | None:
+        """The next message, or None when the other side is gone; the socket must be blocking. Raises WireError."""
+        while not self._received:
+            messages = self.receive()
+            if messages is None:
+                return None
+            self._received.extend(messages)
+        return self._received.popleft()
+
     def send(self, message: Message) -> None:
         """Send without waiting; what the socket does not take now goes with ``flush``."""
         if len(self._unsent) < _MAX_UNSENT_BYTES:
@@ -59,12 +70,11 @@ class LineSocket:
         request_id = next(self._ids)
         try:
             self._sock.sendall(encode_message({"id": request_id, "method": method, "params": params}))
-            while (messages := self.receive()) is not None:
-                for message in messages:
-                    if message.get("id") == request_id:
-                        if "error" in message:
-                            raise ChannelError(str(message["error"]))
-                        return message.get("result")
+            while (message := self.receive_one()) is not None:
+                if message.get("id") == request_id:
+                    if "error" in message:
+                        raise ChannelError(str(message["error"]))
+                    return message.get("result")
         except TimeoutError:
             raise ChannelError(f"no answer to {method!r} in time") from None
         except WireError as error:

@@ -2,6 +2,9 @@
 
 Order of an end: every service drains (the last started first), then its processes stop. So transceivers say goodbye to
 their clients while the relay still carries it.
+
+``upgrade`` ends nothing: this process becomes another supervisor (host.successor), which takes over. Its ``--ready-fd`` is
+the connection that asked; listening sockets that it can go on with it is given, too, so that nobody is refused meanwhile.
 """
 
 import asyncio
@@ -11,17 +14,21 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 from host.channel import STREAM_LIMIT, Channel, ChannelError
 from host.process import Process, ProcessSpec
 from host.registry import ProcessRegistry
+from host.service_manager import ServiceManager
 from host.state_dir import StateDir
+from host.successor import become, reap
 
 logger = logging.getLogger(__name__)
 
 _LEFT_BEHIND_POLL_S = 0.1
+# What an end takes beside the drain: goodbyes, emptied sockets, processes that have to be killed.
+_END_MARGIN_S = 30.0
 
 AdminMethod = Callable[..., Awaitable[Any]]
 
@@ -81,6 +88,15 @@ class Service(Protocol):
         """Whether what an earlier supervisor left is of no use any more."""
         ...
 
+    @property
+    def ends_with_supervisor(self) -> str:
+        """Why its calls would not outlive the supervisor, in words; empty if they do."""
+        ...
+
+    def listeners(self) -> dict[str, int]:
+        """Descriptors of listening sockets, by name, that a successor may go on with."""
+        ...
+
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """The service's part of ``status``."""
         ...
@@ -109,12 +125,17 @@ class Supervisor:
         *,
         version: str,
         drain_s: float,
+        manager: ServiceManager | None = None,
+        inherited: Collection[int] = (),
     ) -> None:
+        """inherited: children of this process that it has not started (host.successor)."""
         self._state_dir = state_dir
         self._registry = registry
         self._services = services
         self._version = version
         self._drain_s = drain_s
+        self._manager = manager or ServiceManager()
+        self._inherited = inherited
         self._processes = {service.name: ProcessGroup(service.specs(), registry) for service in services}
         # A service that does not run here is not ours to end either.
         self._modules = {process.spec.module for group in self._processes.values() for process in group}
@@ -132,7 +153,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._receive_signal)
+        self._manager.tell(STATUS=f"relayctl {self._version} starts")
         admin = await self._listen()
+        reaping = asyncio.create_task(reap(self._inherited), name="reaping the predecessor's children")
         try:
             starting = asyncio.create_task(self._start())
             stopping = asyncio.create_task(self._stop.wait())
@@ -142,6 +165,7 @@ class Supervisor:
                 self._state = "running"
                 logger.info("running, pid %d, state in %s", os.getpid(), self._state_dir.path)
                 on_ready()
+                self._manager.tell(READY=1, STATUS=self._running)
                 await stopping
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
@@ -149,10 +173,13 @@ class Supervisor:
             # A start that failed leaves those alone that an earlier supervisor left: they serve calls.
             has_taken_over = self._state == "running" or any(s.has_taken_over for s in self._services)
             self._state = "draining"
+            self._manager.tell(STOPPING=1, STATUS=f"ending; calls may go on for {self._drain_s:g} s")
+            self._manager.tell(EXTEND_TIMEOUT_USEC=round((self._drain_s + _END_MARGIN_S) * 1e6))
             ending = asyncio.create_task(self._end_left_behind() if has_taken_over else asyncio.sleep(0))
             await self._end(ending)
             await ending
             self._registry.close()
+            reaping.cancel()
             admin.close()
             with contextlib.suppress(ConnectionError):
                 await admin.wait_closed()
@@ -213,13 +240,18 @@ class Supervisor:
             os.umask(old_umask)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await Channel(reader, writer, on_request=self._answer).run()
+        async def answer(method: str, params: dict[str, Any]) -> Any:
+            if method == "upgrade":
+                return self._request_upgrade(writer.get_extra_info("socket").fileno(), **params)
+            return await self._answer(method, params)
+
+        await Channel(reader, writer, on_request=answer).run()
 
     async def _answer(self, method: str, params: dict[str, Any]) -> Any:
         handler = self._methods.get(method)
         if handler is None:
             raise ChannelError(
-                f"no method {method!r}; this supervisor knows {', '.join(sorted(self._methods))}"
+                f"no method {method!r}; this supervisor knows {', '.join(sorted([*self._methods, 'upgrade']))}"
             )
         return await handler(**params)
 
@@ -247,3 +279,39 @@ class Supervisor:
                 self._hurry.set()
         self._stop.set()
         return {"pid": os.getpid(), "drain_s": self._drain_s}
+
+    def _request_upgrade(
+        self, connection_fd: int, command: list[str], keeps: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """``command`` starts a supervisor in this state directory, and tells the outcome to its ``--ready-fd``.
+
+        keeps: names of listening sockets that it knows how to go on with, as ``--NAME-fd``.
+        """
+        if self._state != "running":
+            raise ChannelError(f"the supervisor is {self._state}; upgrade one that runs")
+        for service in self._services:
+            if why := service.ends_with_supervisor:
+                raise ChannelError(f"calls would end with this supervisor: {why}; use `relayctl restart`")
+        if not os.access(command[0], os.X_OK):
+            raise ChannelError(f"cannot run {command[0]}")
+        listeners = {name: fd for service in self._services for name, fd in service.listeners().items()}
+        kept = {name: fd for name, fd in listeners.items() if name in keeps}
+        # After the answer, which is written before anything else has its turn.
+        asyncio.get_running_loop().call_soon(self._become, command, os.dup(connection_fd), kept)
+        return {"pid": os.getpid(), "version": self._version}
+
+    def _become(self, command: list[str], outcome_fd: int, kept: dict[str, int]) -> None:
+        logger.info("upgrade: becoming what %s starts", command[0])
+        self._manager.tell(STATUS=f"relayctl {self._version} is being upgraded")
+        fds = {"ready": outcome_fd, **kept}
+        options = [part for name, fd in fds.items() for part in (f"--{name}-fd", str(fd))]
+        try:
+            become([*command, *options], fds.values(), {**os.environ, **self._manager.environment})
+        except OSError as error:
+            logger.error("upgrade: cannot run %s (%s); going on", command[0], error.strerror)
+            self._manager.tell(STATUS=self._running)
+            os.close(outcome_fd)
+
+    @property
+    def _running(self) -> str:
+        return f"relayctl {self._version} runs"

@@ -135,6 +135,15 @@ class RelayService:
         """Whether the kernel leads packets to our workers."""
         return self._kernel is not None and self._kernel.has_begun
 
+    @property
+    def ends_with_supervisor(self) -> str:
+        """Without XDP workers do."""
+        return f"the relay is on the userspace data path ({self.reason})" if self._kernel is None else ""
+
+    def listeners(self) -> dict[str, int]:
+        """None: packets are steered to its own sockets."""
+        return {}
+
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """Addresses, workers, and the counters of all workers added up."""
         verdicts, events, gauges = Counter[str](), Counter[str](), Counter[str]()

@@ -1,5 +1,6 @@
 """For all tests: which need the machine for themselves, what starts first, and what was measured (docs/testing.md)."""
 
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """Before any test can have loaded a program."""
+    """Before any test can have loaded a program, or started one that Ctrl-C is to end: a shell's background jobs ignore it."""
     mount_own_bpffs()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from fleet.service import FleetService
 from host.channel import Channel, ChannelError
+from host.errors import AddressInUseError
 from host.process import Process, ProcessSpec, ProcessState
 from host.registry import ProcessRegistry
 from host.sockets import bind_tcp, bound_address
@@ -22,7 +24,7 @@ from transceiver.overload import MEBIBYTE, default_memory_bytes, find_memory_byt
 from transceiver.session_names import find_sessions
 from transceiver.settings import TransceiverSettings
 from transceiver.signaling.elsewhere import Transceiver, usable
-from transceiver.slots import SlotMaker, TransceiverSlot, Wanted
+from transceiver.slots import BACKLOG, SlotMaker, TransceiverSlot, Wanted
 from transceiver.standalone import one_a_family
 from wire.address import Address
 from wire.keys import KeyRing
@@ -33,6 +35,8 @@ _MODULE = "transceiver.process"
 _DRAIN_POLL_S = 0.1
 # What a process is asked for ``status``, it answers at once, or it hangs.
 _ASK_TIMEOUT_S = 2.0
+# They close what they serve there within a second (transceiver.process), a busy one later.
+_HTTP_RELEASE_S, _HTTP_POLL_S = 5.0, 0.05
 
 
 class TransceiverService:
@@ -52,7 +56,9 @@ class TransceiverService:
         *,
         drain_s: float = 5.0,
         fleet: FleetService | None = None,
+        http: socket.socket | None = None,
     ) -> None:
+        """http: a predecessor's listening socket, ours from now on."""
         self._config = config
         self._cluster_id = cluster_id
         self._vips = one_a_family(vips)
@@ -70,7 +76,7 @@ class TransceiverService:
         self._maker = SlotMaker(config, left_behind)
         self._load_fd = create_board_fd()
         self._board = LoadBoard(self._load_fd)
-        self._http = bind_tcp("transceiver.http", config.http)
+        self._http = _listen_http(config.http, left_behind, http)
         try:
             for index in range(config.processes):
                 slot = self._maker.make(index)
@@ -98,6 +104,15 @@ class TransceiverService:
     def has_taken_over(self) -> bool:
         """They go on by themselves."""
         return False
+
+    @property
+    def ends_with_supervisor(self) -> str:
+        """They carry their calls to the end."""
+        return ""
+
+    def listeners(self) -> dict[str, int]:
+        """The port of signaling: connections wait there."""
+        return {"http": self._http.fileno()}
 
     async def status(self, processes: ProcessGroup) -> dict[str, Any]:
         """The signaling address, and each process with its counts."""
@@ -355,3 +370,26 @@ class TransceiverService:
             http_fd=self._http.fileno(),
             internal_http_fd=slot.internal.fileno(),
         )
+
+
+def _listen_http(
+    address: Address, left_behind: Collection[int], predecessors: socket.socket | None
+) -> socket.socket:
+    """Raises AddressInUseError or ConfigError."""
+    if predecessors is not None:
+        bound = bound_address(predecessors)
+        if bound == Address(address.host, address.port or bound.port):
+            predecessors.setblocking(False)
+            predecessors.listen(BACKLOG)  # it may have been shut
+            return predecessors
+        predecessors.close()
+    deadline = time.monotonic() + _HTTP_RELEASE_S
+    while True:
+        try:
+            return bind_tcp("transceiver.http", address)
+        except AddressInUseError as error:
+            # Those that a supervisor has just left behind let go of it as they notice. Without CAP_SYS_PTRACE nobody can
+            # tell who holds it.
+            if not left_behind or not error.pids <= set(left_behind) or time.monotonic() > deadline:
+                raise
+        time.sleep(_HTTP_POLL_S)

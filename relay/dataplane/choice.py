@@ -1,10 +1,12 @@
 """Which data path a relay takes, and why."""
 
+import contextlib
 import logging
 
 from host.errors import OperatorError
 from relay.config import DataPlane, RelayConfig, XdpChoice
 from relay.dataplane.bpf import links
+from relay.dataplane.bpf.abi import SIDE_PUBLIC
 from relay.dataplane.bpf.compiler import MapSizes
 from relay.dataplane.bpf.errors import BpfUnavailableError
 from relay.dataplane.bpf.links import XdpMode
@@ -37,6 +39,30 @@ def choose_data_path(
     if kernel is None and pins.exists:
         _remove_unserved(pins, is_served, reason)
     return kernel, reason
+
+
+def check_take_over(config: RelayConfig, pins: PinDir) -> None:
+    """Look whether a start with that configuration can take over what is pinned, and touch nothing.
+
+    Raises OperatorError, as that start would.
+    """
+    if not pins.exists:
+        return
+    if config.dataplane is DataPlane.USERSPACE or not config.interfaces:
+        raise OperatorError(
+            f"calls are carried by XDP ({pins.path}), and this configuration takes userspace; `relayctl restart` ends them"
+        )
+    pins.check_namespace()
+    with contextlib.closing(pins.open()) as programs:
+        serving = [address for address, (side, _) in programs.listeners().items() if side == SIDE_PUBLIC]
+    wanted = [vip.listen for vip in config.vips]
+    if serving != wanted:
+        raise OperatorError(
+            f"the relay serves {', '.join(map(str, serving))}, the configuration names {', '.join(map(str, wanted))}; "
+            "`relayctl restart` moves it, and ends its calls"
+        )
+    for interface in config.interfaces:
+        links.check_interface(interface, pins.program_ids())
 
 
 def _choose(config: RelayConfig, pins: PinDir) -> tuple[KernelDataPath | None, str]:

@@ -1,6 +1,8 @@
 """Which data path is taken where another was left behind: none may go on dropping what it should hand up."""
 
+import contextlib
 import logging
+import os
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -8,13 +10,15 @@ import pytest
 
 from host.errors import OperatorError
 from relay.config import DataPlane, RelayConfig, XdpChoice
+from relay.core.policy import Vip
 from relay.dataplane.bpf import links
 from relay.dataplane.bpf import pins as pins_module
 from relay.dataplane.bpf.errors import BpfUnavailableError, ForeignProgramError
 from relay.dataplane.bpf.links import XdpMode
 from relay.dataplane.bpf.pins import PinDir
-from relay.dataplane.choice import choose_data_path, xdp_modes
-from tests.bpf.relay_host import BOTH, Start, program_on
+from relay.dataplane.choice import check_take_over, choose_data_path, xdp_modes
+from tests.bpf.kernel_objects import make_xdp_program
+from tests.bpf.relay_host import BOTH, VIPS, Relay, Start, program_on
 from wire.address import Address
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns]
@@ -131,3 +135,59 @@ def test_foreign_program_is_no_reason_for_userspace(start: Start, pins: PinDir) 
 )
 def test_modes_are_tried_in_order(choice: XdpChoice, modes: tuple[XdpMode, ...]) -> None:
     assert xdp_modes(replace(XDP, xdp_mode=choice)) == modes
+
+
+# what `relayctl upgrade` asks first
+
+SERVED = replace(XDP, vips=tuple(Vip(vip, vip) for vip in VIPS))
+
+
+def foreign_program_on_eth1(relay: Relay) -> None:
+    links.detach(program_on(BOTH))
+    fd = make_xdp_program("foreign")
+    links.attach("eth1", fd, (XdpMode.NATIVE,), set())
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        pytest.param(SERVED, None, id="same addresses and interfaces"),
+        pytest.param(replace(SERVED, interfaces=("eth0",)), None, id="fewer interfaces"),
+        pytest.param(
+            replace(SERVED, dataplane=DataPlane.USERSPACE),
+            "takes userspace; `relayctl restart`",
+            id="userspace",
+        ),
+        pytest.param(
+            replace(SERVED, interfaces=()), "takes userspace; `relayctl restart`", id="no interface"
+        ),
+        pytest.param(replace(SERVED, vips=SERVED.vips[:1]), "the configuration names", id="an address less"),
+        pytest.param(replace(SERVED, vips=SERVED.vips[::-1]), "the configuration names", id="another order"),
+        pytest.param(
+            replace(SERVED, interfaces=("eth0", "eth7")), "no interface 'eth7'", id="no interface eth7"
+        ),
+    ],
+)
+def test_take_over_is_looked_at_and_nothing_touched(
+    start: Start, pins: PinDir, config: RelayConfig, words: str | None
+) -> None:
+    relay = start()
+    relay.begin()
+    programs = program_on(BOTH)
+    with pytest.raises(OperatorError, match=words) if words else contextlib.nullcontext():
+        check_take_over(config, pins)
+    assert program_on(BOTH) == programs
+    assert pins.exists
+
+
+def test_take_over_of_a_program_of_somebody_else_is_refused(start: Start, pins: PinDir) -> None:
+    relay = start()
+    relay.begin()
+    foreign_program_on_eth1(relay)
+    with pytest.raises(ForeignProgramError, match="eth1"):
+        check_take_over(SERVED, pins)
+
+
+def test_nothing_pinned_is_nothing_to_take_over(pins: PinDir) -> None:
+    check_take_over(USERSPACE, pins)

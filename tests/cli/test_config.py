@@ -110,6 +110,7 @@ def test_template_tells_every_key_and_no_other(state_dir: StateDir) -> None:
         pytest.param("[relay]\nworkers = 0", "relay.workers", "1 to 64", id="too few workers"),
         pytest.param("[relay]\nworkers = 65", "relay.workers", "1 to 64", id="too many workers"),
         pytest.param("[fleet]\ncluster_id = 65536", "fleet.cluster_id", "0 to 65535", id="cluster id"),
+        pytest.param('[host]\nrole = "backend"', "host.role", "all, relay, transceivers", id="role"),
         pytest.param("[host]\ndrain_s = -1", "host.drain_s", "0 or more", id="negative drain"),
         pytest.param("[host]\ndrain_s = nan", "host.drain_s", "0 or more", id="drain is no number"),
         pytest.param("[relay]\nlisten = '127.0.0.1:1'", "relay.listen", "a list", id="address for a list"),
@@ -341,11 +342,11 @@ def test_listen_and_vip_that_do_not_pair_are_refused(
 
 
 def test_vip_of_another_host_needs_no_listening_address(state_dir: StateDir) -> None:
-    vip = {"fleet": {"vip": ["203.0.113.10:3478"]}}
-    config = load_config(None, vip, state_dir, listens=False)
+    role: dict[str, dict[str, Any]] = {"host": {"role": "transceivers"}}
+    config = load_config(None, {**role, "fleet": {"vip": ["203.0.113.10:3478"]}}, state_dir)
     assert [entry.address for entry in config.vips] == [PUBLIC]
-    listening = {"relay": {"listen": ["10.0.0.5:3478"]}}
-    assert load_config(None, listening, state_dir, listens=False).vips == (Vip(OURS, OURS),)
+    listening = {**role, "relay": {"listen": ["10.0.0.5:3478"]}}
+    assert load_config(None, listening, state_dir).vips == (Vip(OURS, OURS),)
 
 
 # signaling beyond loopback

@@ -1,6 +1,7 @@
 """``relayctl init`` writes a commented configuration and overwrites nothing unasked."""
 
 import stat
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from cli.config import TEMPLATE
 from cli.main import EXIT_FAILED, cli
+from host.config_table import TABLES
 
 
 def run_init(*arguments: str) -> Result:
@@ -35,6 +37,17 @@ def test_dash_prints_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     assert run_init("-").stdout == TEMPLATE
     assert list(tmp_path.iterdir()) == []
+
+
+def test_user_is_set_and_all_else_is_the_template(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    assert run_init(str(path), "--user", 'relay-"user').exit_code == 0
+    assert tomllib.loads(path.read_text()) == {
+        **{table: {} for table in TABLES},
+        "host": {"user": 'relay-"user'},
+    }
+    changed = set(path.read_text().splitlines()) ^ set(TEMPLATE.splitlines())
+    assert len(changed) == 2
 
 
 def test_file_that_is_there_is_kept(tmp_path: Path) -> None:

@@ -463,6 +463,18 @@ def test_role_runs_its_part_only(relayctl: Relayctl, role: str, part: str, forei
     assert f"no method {foreign!r}" in done.stderr
 
 
+def test_role_of_the_configuration_holds_unless_a_flag_says_otherwise(
+    relayctl: Relayctl, tmp_path: Path
+) -> None:
+    config = tmp_path / "relayctl.toml"
+    config.write_text('[host]\nrole = "relay"\n')
+    relayctl.start("--config", str(config))
+    assert {"relay", "transceivers"} & set(relayctl.status()) == {"relay"}
+    relayctl.run("stop")
+    relayctl.start("--config", str(config), "--role", "transceivers")
+    assert {"relay", "transceivers"} & set(relayctl.status()) == {"transceivers"}
+
+
 @pytest.mark.parametrize(
     "params",
     [

@@ -9,6 +9,7 @@ from typing import Any
 from host.channel import STREAM_LIMIT, Channel, ChannelError
 from host.process import Process, ProcessSpec
 from host.registry import ProcessRegistry
+from host.service_manager import ServiceManager
 from host.state_dir import StateDir
 from host.supervisor import AdminMethod, ProcessGroup, Supervisor
 
@@ -39,6 +40,11 @@ class FakeService:
     @property
     def has_taken_over(self) -> bool:
         return bool(self._history and "take over" in {step[0] for step in self._history})
+
+    ends_with_supervisor = ""
+
+    def listeners(self) -> dict[str, int]:
+        return {}
 
     async def take_over(self) -> None:
         self._note("take over", self.processes)
@@ -76,13 +82,19 @@ class Bench:
         self._writers: list[asyncio.StreamWriter] = []
 
     def start(
-        self, *services: FakeService, drain_s: float = 5.0, modules: Iterable[str] = ()
+        self,
+        *services: FakeService,
+        drain_s: float = 5.0,
+        modules: Iterable[str] = (),
+        manager: ServiceManager | None = None,
     ) -> asyncio.Event:
         """Start the supervisor; the event tells that it is ready."""
         ready = asyncio.Event()
         self._services = services
         registry = ProcessRegistry(self.state_dir.processes_file)
-        supervisor = Supervisor(self.state_dir, services, registry, version="1.2.3", drain_s=drain_s)
+        supervisor = Supervisor(
+            self.state_dir, services, registry, version="1.2.3", drain_s=drain_s, manager=manager
+        )
         supervisor._modules |= set(modules)  # as if a service ran them
         self.running = asyncio.create_task(supervisor.run(ready.set))
         return ready

@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import host.process
 from host.channel import STREAM_LIMIT, ChannelError
 from host.errors import OperatorError, StartError
+from host.service_manager import ServiceManager
 from tests.host.bench import Bench, FakeService, History
 from tests.host.deadline import until
 from tests.host.programs import GOOD, SILENT, Programs
@@ -314,3 +316,98 @@ async def test_admin_client_that_stays_connected_does_not_delay_the_end(bench: B
     await bench.ask("stop")
     assert bench.running is not None
     await asyncio.wait_for(bench.running, 5)
+
+
+# what started us
+
+
+class Heard(ServiceManager):
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[dict[str, str | int]] = []
+
+    def tell(self, **variables: str | int) -> None:
+        self.said.append(variables)
+
+
+async def test_service_manager_hears_of_start_readiness_and_end(bench: Bench, programs: Programs) -> None:
+    heard = Heard()
+    service = FakeService("relay", [programs.spec(GOOD)], [])
+    ready = bench.start(service, drain_s=600.0, manager=heard)
+    await asyncio.wait_for(ready.wait(), 10)
+    assert heard.said == [
+        {"STATUS": "relayctl 1.2.3 starts"},
+        {"READY": 1, "STATUS": "relayctl 1.2.3 runs"},
+    ]
+    await bench.end()
+    # More than the drain: systemd kills at the end of it.
+    assert heard.said[2:] == [
+        {"STOPPING": 1, "STATUS": "ending; calls may go on for 600 s"},
+        {"EXTEND_TIMEOUT_USEC": 630_000_000},
+    ]
+
+
+async def test_start_that_fails_is_never_ready(
+    bench: Bench, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.process, "_READY_TIMEOUT_S", 0.3)
+    heard = Heard()
+    bench.start(FakeService("relay", [programs.spec(SILENT)], []), manager=heard)
+    assert bench.running is not None
+    with pytest.raises(StartError):
+        await asyncio.wait_for(bench.running, 10)
+    assert not any("READY" in variables for variables in heard.said)
+
+
+# upgrade
+
+
+async def test_upgrade_is_refused_where_calls_would_end(bench: Bench, programs: Programs) -> None:
+    service = FakeService("relay", [programs.spec(GOOD)], [])
+    service.ends_with_supervisor = "its workers do"
+    await bench.start_and_wait(service)
+    with pytest.raises(ChannelError, match=r"its workers do; use `relayctl restart`"):
+        await bench.ask("upgrade", command=["/bin/true"])
+    service.ends_with_supervisor = ""
+    with pytest.raises(ChannelError, match="cannot run /nonexistent"):
+        await bench.ask("upgrade", command=["/nonexistent"])
+    with pytest.raises(ChannelError, match="does not take"):
+        await bench.ask("upgrade", program="/bin/true")
+    assert [process.state.value for process in service.processes] == ["ready"]
+    await bench.end()
+
+
+async def test_upgrade_is_refused_while_something_else_goes_on(bench: Bench, programs: Programs) -> None:
+    ended = asyncio.Event()
+
+    async def drain(timeout_s: float) -> None:
+        await ended.wait()
+
+    silent = programs.spec(SILENT)
+    service = FakeService("relay", [silent], [], drain)
+    bench.start(service)
+    await until(lambda: len(programs.living()) == 1, "the program runs")
+    with pytest.raises(ChannelError, match="is starting"):
+        await bench.ask("upgrade", command=["/bin/true"])
+    await bench.ask("stop")
+    await until(lambda: service.drain_timeouts, "the drain")
+    with pytest.raises(ChannelError, match="is draining"):
+        await bench.ask("upgrade", command=["/bin/true"])
+    ended.set()
+    await bench.end()
+
+
+async def test_upgrade_that_cannot_be_run_leaves_everything_as_it_is(
+    bench: Bench, programs: Programs, tmp_path: Path
+) -> None:
+    program = tmp_path / "program"
+    program.write_text("not a program")
+    program.chmod(0o755)
+    service = FakeService("relay", [programs.spec(GOOD)], [])
+    await bench.start_and_wait(service)
+    (pid,) = programs.living()
+    assert await bench.ask("upgrade", command=[str(program)]) == {"pid": os.getpid(), "version": "1.2.3"}
+    assert (await bench.ask("status"))["state"] == "running"
+    assert await bench.ask("ask_relay") == "ping"
+    assert programs.living() == [pid]
+    await bench.end()
