@@ -175,7 +175,6 @@ class RelayService:
         if self._sweeper is not None:
             events[FlowEvent.FLOW_EXPIRED.label] += self._sweeper.expired
             events[FlowEvent.FLOW_UNTOLD.label] += self._sweeper.untold
-            gauges |= self._sweeper.gauges
         return {
             "dataplane": self.data_path,
             "reason": self.reason,
@@ -186,6 +185,7 @@ class RelayService:
             "xdp_verdicts": xdp,
             "events": dict(events),
             **gauges,
+            **(self._sweeper.gauges if self._sweeper is not None else {}),
         }
 
     async def drain(self, processes: ProcessGroup, timeout_s: float) -> None:

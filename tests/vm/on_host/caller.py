@@ -49,8 +49,8 @@ class Gaps:
 
     def __init__(self) -> None:
         self.longest_s = 0.0
-        self._received = 0
-        self._grown_at = time.monotonic()
+        self._received = -1
+        self._grown_at = float("inf")
 
     def note(self, received: int) -> None:
         """Packets up to now."""

@@ -14,7 +14,7 @@ from wire.ufrag import NONCE_BYTES, RouteHint, derive_ice_pwd, seal_ufrag
 
 
 def main(config_path: str, transceiver: str, count: str) -> None:
-    config = load_config(Path(config_path), {}, StateDir(default_state_dir()), listens=False)
+    config = load_config(Path(config_path), {}, StateDir(default_state_dir()))
     keys = load_keys(config.keys_file)
     issued_at = int(time.clock_gettime(time.CLOCK_REALTIME))
     sealed = []
