@@ -175,6 +175,10 @@ class RelayService:
         if self._sweeper is not None:
             events[FlowEvent.FLOW_EXPIRED.label] += self._sweeper.expired
             events[FlowEvent.FLOW_UNTOLD.label] += self._sweeper.untold
+            # Not `|=`: a Counter then forgets what is 0.
+            gauges.update(
+                {name: max(0, count - gauges[name]) for name, count in self._sweeper.gauges.items()}
+            )
         return {
             "dataplane": self.data_path,
             "reason": self.reason,
@@ -185,7 +189,6 @@ class RelayService:
             "xdp_verdicts": xdp,
             "events": dict(events),
             **gauges,
-            **(self._sweeper.gauges if self._sweeper is not None else {}),
         }
 
     async def drain(self, processes: ProcessGroup, timeout_s: float) -> None:
