@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.sync_api import BrowserContext, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
-_FLAGS = [
+FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
@@ -23,7 +23,7 @@ def chromium(profile: Path, *flags: str) -> Iterator[BrowserContext]:
         context = playwright.chromium.launch_persistent_context(
             profile,
             executable_path=CHROMIUM,
-            args=[*_FLAGS, *flags],
+            args=[*FLAGS, *flags],
             viewport={"width": 1280, "height": 860},
         )
         try:

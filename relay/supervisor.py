@@ -176,7 +176,8 @@ class RelayService:
             events[FlowEvent.FLOW_EXPIRED.label] += self._sweeper.expired
             events[FlowEvent.FLOW_UNTOLD.label] += self._sweeper.untold
             # not `|=`: a Counter would drop what is 0
-            dict.update(gauges, self._sweeper.gauges)
+            for name, count in self._sweeper.gauges.items():
+                gauges[name] = max(gauges[name], count)
         return {
             "dataplane": self.data_path,
             "reason": self.reason,

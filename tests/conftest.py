@@ -16,6 +16,15 @@ _MEASURED = "measured"
 _measured: list[str] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of tests/vm: here they are known whatever tests are named."""
+    group = parser.getgroup("hosts", "tests on real hosts (docs/vm-testing.md)")
+    group.addoption(
+        "--inventory", type=Path, metavar="FILE", help="TOML file that names the hosts of tests/vm."
+    )
+    group.addoption("--report", type=Path, metavar="FILE", help="Write what these tests showed as markdown.")
+
+
 def pytest_sessionstart() -> None:
     """Before any test can have loaded a program, or started one that Ctrl-C is to end: a shell's background jobs ignore it."""
     mount_own_bpffs()

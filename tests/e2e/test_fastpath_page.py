@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.carried import Carried
 from tests.e2e.chromium import page_call
 from tests.e2e.conftest import Network
 from tests.e2e.instance import print_report
 from tests.e2e.three_hosts import (
     IPV4,
     IPV6,
-    Carried,
     Plan,
     Site,
     one_armed,

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.carried import Carried
 from tests.e2e.chromium import page_call
 from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, print_report, wait_until
 from tests.e2e.tagger import Tagger, two_armed_by_a_tagger
-from tests.e2e.three_hosts import IPV4, Carried, relay_of, transceiver_of, wait_until_in_kernel
+from tests.e2e.three_hosts import IPV4, relay_of, transceiver_of, wait_until_in_kernel
 from tests.e2e.xdp import need_network
 
 pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]

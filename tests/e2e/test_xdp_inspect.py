@@ -40,6 +40,11 @@ def measured_status(network: Network, instance: Instance) -> dict[str, Any]:
     return dict(json.loads(shown.stdout))
 
 
+async def test_status_before_the_first_byte(own_network: Network | None, tmp_path: Path) -> None:
+    with xdp_relay(need_network(own_network), tmp_path / "s") as instance:
+        assert "packets and flows (0 B up, 0 B down)" in await said(instance, "status")
+
+
 async def test_maps_of_a_live_call(own_network: Network | None, tmp_path: Path) -> None:
     network = need_network(own_network)
     with xdp_relay(network, tmp_path / "s", "--workers", "2") as instance:

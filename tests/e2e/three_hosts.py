@@ -21,6 +21,7 @@ from host.keystore import load_keys
 from relay.dataplane.bpf import links
 from relay.dataplane.bpf.links import XdpMode
 from tests.bpf.kernel_objects import make_xdp_program
+from tests.e2e.carried import Carried, worker_packets
 from tests.e2e.crowd import Crowd
 from tests.e2e.instance import Instance, running, wait_until
 from tests.e2e.namespaces import Host, connect, hosts
@@ -186,11 +187,6 @@ def shown(relay: Instance, name: str) -> list[dict[str, Any]]:
     return list(json.loads(answer.stdout))
 
 
-def worker_packets(relay: Instance) -> int:
-    """What all workers together have seen."""
-    return sum(worker["packets"] for worker in relay.status()["relay"]["workers"])
-
-
 def dropped(relay: Instance) -> dict[str, int]:
     """What XDP or a worker refused to forward, and why."""
     return {name: count for name, count in relay.verdicts().items() if name.startswith("drop_") and count}
@@ -207,36 +203,6 @@ def kill_all(relay: Instance) -> None:
         10,
         "end of supervisor and workers",
     )
-
-
-@dataclass(frozen=True)
-class Carried:
-    """What carried packets up to now: workers' packets, XDP's by verdict, and the packets of all flows."""
-
-    by_workers: int
-    stun: int
-    up: int
-    down: int
-    flow_up: int
-    flow_down: int
-
-    @classmethod
-    def now(cls, relay: Instance) -> "Carried":
-        """As the supervisor tells."""
-        flows = relay.ask("flows")
-        verdicts = relay.status()["relay"]["xdp_verdicts"]
-        return cls(
-            worker_packets(relay),
-            verdicts["forward_stun"],
-            verdicts["forward_flow"],
-            verdicts["forward_client"],
-            sum(flow["packets_up"] for flow in flows),
-            sum(flow["packets_down"] for flow in flows),
-        )
-
-    def minus(self, before: "Carried") -> dict[str, int]:
-        """What has come since."""
-        return {name: value - getattr(before, name) for name, value in vars(self).items()}
 
 
 def wait_until_in_kernel(relay: Instance, least: int = 25) -> Carried:
@@ -267,7 +233,7 @@ def switch_off_and_on(relay: Instance, least: int) -> dict[str, int]:
     """Off until workers have carried that many packets, on until XDP has, and they none; what each carried meanwhile."""
     switch(relay, "off")
     off = Carried.now(relay)
-    wait_until(lambda: worker_packets(relay) - off.by_workers >= least, 20, "packets by the workers")
+    wait_until(lambda: worker_packets(relay.status()) - off.by_workers >= least, 20, "packets by the workers")
     by_workers = Carried.now(relay).minus(off)
     assert (by_workers["stun"], by_workers["up"], by_workers["down"]) == (0, 0, 0)
     switch(relay, "on")
