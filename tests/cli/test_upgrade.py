@@ -1,5 +1,6 @@
 """``relayctl upgrade``: the process stays, what runs in it is new; or everything stays as it is."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -54,6 +55,16 @@ def start(relayctl: Relayctl, config: Path) -> int:
     done = relayctl.run("start", "--daemon", *transceivers(relayctl, config))
     assert done.returncode == 0, done.stderr
     return relayctl.pid()
+
+
+@contextlib.contextmanager
+def killed_on_failure(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Whatever happens, nobody waits for it for ever."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
 
 
 def words(pid: int) -> list[str]:
@@ -224,7 +235,10 @@ def test_service_manager_hears_of_both_and_no_process_of_ours_could_tell_it(
         str(relayctl.state_dir),
     ]
     environment = {**relayctl._environment({}), "NOTIFY_SOCKET": str(tmp_path / "notify")}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+    with (
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process,
+        killed_on_failure(process),
+    ):
         said: list[str] = []
         for _ in range(2):
 
