@@ -88,6 +88,15 @@ def test_interface_whose_driver_cannot_is_named(ours: Program) -> None:
     assert attached() == {}
 
 
+def test_refusal_has_the_words_of_the_driver(ours: Program) -> None:
+    with IPRoute() as ip:
+        ip.link("add", ifname="long0", kind="veth", peer="long1")
+        for name in ("long0", "long1"):
+            ip.link("set", index=ip.link_lookup(ifname=name)[0], mtu=9000)
+    with pytest.raises(BpfUnavailableError, match=r"^long0: native XDP is refused \(.+: .*MTU.*\)$"):
+        attach("long0", ours.fd, NATIVE, set())
+
+
 def test_attaching_again_changes_nothing(ours: Program) -> None:
     attach("eth0", ours.fd, AUTO, set())
     assert attach("eth0", ours.fd, GENERIC, {ours.id}) == Attachment("eth0", "native", ours.id)

@@ -87,7 +87,7 @@ def attach(interface: str, program_fd: int, modes: tuple[XdpMode, ...], our_prog
     Raises ConfigError, ForeignProgramError, or BpfUnavailableError if no mode is taken.
     """
     wanted, refused = program_info(program_fd).id, ""
-    with IPRoute() as ip:
+    with IPRoute(ext_ack=True) as ip:
         link = _find(ip, interface)
         _check_foreign(link, our_programs)
         ours = next(_attachments_of(link), None)
@@ -99,10 +99,16 @@ def attach(interface: str, program_fd: int, modes: tuple[XdpMode, ...], our_prog
             except NetlinkError as error:
                 if error.code == errno.EPERM:
                     raise BpfUnavailableError("XDP cannot be attached; CAP_NET_ADMIN is needed") from None
-                refused = f"{mode} XDP is refused ({os.strerror(error.code)})"
+                refused = f"{mode} XDP is refused ({_words(error)})"
                 continue
             return Attachment(interface, mode, wanted, refused)
     raise BpfUnavailableError(f"{interface}: {refused}")
+
+
+def _words(error: NetlinkError) -> str:
+    """The error's name, and what the kernel or the driver adds to it (an extended ACK)."""
+    name, said = os.strerror(error.code), str(error.args[1])
+    return name if said == name else f"{name}: {said}"
 
 
 @_outside_event_loop
