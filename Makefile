@@ -8,7 +8,7 @@
 # make examples   install what examples/ needs beside the project (pipecat, FastRTC: 1.4 GB) into .venv-examples
 # make bench   measure this relay beside others (root, about 15 minutes); writes bench-results.json
 # make check   lint, types, import contracts only
-# make vm-up   five virtual machines with a relay, transceivers, Redis and a client (root; Vagrant, libvirt; 10 minutes without KVM)
+# make vm-up   five virtual machines with a relay, transceivers, Redis and a client (root; Vagrant, libvirt)
 # make vm-test  tests on them, or on the hosts of INVENTORY=FILE; writes vm-report.md and vm-report.xml
 # make vm-down  remove the virtual machines
 # make clean   remove the virtual environment and caches
@@ -30,6 +30,8 @@ TESTS_SIDE_BY_SIDE := 4
 BENCH_PACKAGES := golang-go nginx libnginx-mod-stream coturn nftables
 # Where `make install` puts things. The unit names /usr/local/bin/relayctl, /etc/relayctl and, by default, /var/lib/relayctl.
 PREFIX := /opt/relayctl
+# What is in a PREFIX with this file goes with `make uninstall`.
+OURS = $(PREFIX)/.made-by-relayctl
 LINK := /usr/local/bin/relayctl
 CONFIG_DIR := /etc/relayctl
 UNIT_DIR := /etc/systemd/system
@@ -74,6 +76,10 @@ $(VENV)/.complete: pyproject.toml Makefile
 
 install:
 	@$(call need_root,install)
+	@if [ ! -e $(OURS) ] && [ -n "$$(ls -A $(PREFIX) 2>/dev/null)" ]; then \
+		echo "install: $(PREFIX) has other files; PREFIX is a directory for relayctl alone, as /opt/relayctl" >&2; exit 1; \
+	fi
+	@install -d $(PREFIX) && touch $(OURS)
 	@$(call install_packages,install,$(RUN_PACKAGES))
 	@echo "install: Python packages into $(PREFIX)"
 	@umask 022; /usr/bin/python3 -m venv --system-site-packages $(PREFIX)
@@ -109,7 +115,7 @@ uninstall:
 	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@if [ -e $(PREFIX)/.made-user ]; then userdel $(SERVICE_USER); fi
 	@if [ "$$(readlink $(LINK))" = $(PREFIX)/bin/relayctl ]; then rm $(LINK); fi
-	@rm -rf $(PREFIX)
+	@if [ -e $(OURS) ]; then rm -rf $(PREFIX); else echo "uninstall: $(PREFIX) is not one of 'make install': left"; fi
 	@echo "uninstall: done; $(CONFIG_DIR) and /var/lib/relayctl, with keys, are left, and so are Debian packages"
 
 demo: setup
@@ -149,7 +155,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
-	shellcheck --severity=warning $$(git grep -lE '^#!.*[/ ](ba)?sh$$')
+	shellcheck --external-sources --severity=warning $$(git grep -lE '^#!.*[/ ](ba)?sh$$')
 
 # Most of what takes long is waiting, so four processes gain on two cores, too (docs/testing.md). The files that take long
 # come first, as tests/conftest.py sorts them. What needs the machine for itself runs even if something else has failed.
