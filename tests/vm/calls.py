@@ -185,11 +185,12 @@ def calling(site: Site, to: TransceiverNode | None = None, *, message_bytes: int
 
 def probe(site: Site, to: TransceiverNode, duration_s: float) -> dict[str, Any]:
     """``relayctl probe``, as an operator calls it; its report."""
-    token = to.token()
-    command = ["env", f"RELAYCTL_BEARER_TOKEN={token}"] if token else []
-    command += ["relayctl", "probe", to.entry.url, "--duration", f"{duration_s:g}", "--json"]
+    # Not as an argument, which every user of the host could read.
+    with_token = 'read -r RELAYCTL_BEARER_TOKEN; export RELAYCTL_BEARER_TOKEN; exec relayctl probe "$@"'
+    command = ["sh", "-c", with_token, "probe", to.entry.url, "--duration", f"{duration_s:g}", "--json"]
     command += ["--max-loss", f"{site.inventory.max_loss:g}"]
-    done = site.client.host.try_run(*command, timeout_s=duration_s + 2 * site.inventory.command_s)
+    timeout_s = duration_s + 2 * site.inventory.command_s
+    done = site.client.host.try_run(*command, timeout_s=timeout_s, given=to.token() + "\n")
     assert done.returncode == 0, f"relayctl probe {to.entry.url} exited with {done.returncode}: {done.stderr}"
     report: dict[str, Any] = json.loads(done.stdout)
     return report

@@ -37,7 +37,17 @@ class Host:
         self._control = sockets / target.replace("/", "_")[-40:]
         config = ["-F", str(ssh_config)] if ssh_config is not None else []
         self._ssh = [program, *config, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}"]
-        self._ssh += ["-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=6", "-S", str(self._control)]
+        # A configuration that Vagrant writes would keep the reason of a failure to itself.
+        self._ssh += [
+            "-o",
+            "LogLevel=ERROR",
+            "-o",
+            "ServerAliveInterval=10",
+            "-o",
+            "ServerAliveCountMax=6",
+            "-S",
+            str(self._control),
+        ]
         self._master: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Host":
