@@ -13,6 +13,8 @@ from tests.vm.site import Site, on_host, wait_for
 pytestmark = pytest.mark.vm
 
 _PACKETS = 100
+# Few enough that each of them has some of the clients: 72 fall on 4 workers, none on one of them once in 250 million runs.
+_WORKERS = 4
 # At most 8 addresses may use one ufrag.
 _SESSIONS, _PORTS_EACH = 12, 6
 # What drivers call the packets of one receive queue: virtio_net and Intel's, mlx5, i40e, ena.
@@ -40,8 +42,7 @@ def test_scale_up_and_down_in_a_call(site: Site) -> None:
 
 def test_every_worker_has_clients_and_each_client_has_one_worker(site: Site) -> None:
     """Binding requests from many ports: a port's packets are all counted by the worker that has its flow."""
-    if site.workers < 2:
-        site.relay.relayctl("scale", "--workers", "2")
+    site.relay.relayctl("scale", "--workers", str(_WORKERS))
     try:
         _check_steering(site)
     finally:
@@ -80,8 +81,6 @@ def _check_steering(site: Site) -> None:
     note_measured(
         f"{len(sent)} clients, {sum(sent.values())} requests: {shares}; packets by receive queue: {grown or 'not told'}"
     )
-    if len(grown) > 1:
-        assert sum(1 for packets in grown.values() if packets) > 1
 
 
 def _seal(site: Site) -> Any:
