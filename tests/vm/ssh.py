@@ -63,7 +63,7 @@ class Host:
         errors = self._control.with_suffix(".log")
         with errors.open("wb") as log:
             self._master = subprocess.Popen(
-                [*self._ssh, "-o", "ControlMaster=yes", "-N", self.target],
+                [*self._ssh, "-o", "ControlMaster=yes", "-o", "ControlPersist=no", "-N", self.target],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
