@@ -14,7 +14,7 @@ from tests.vm.inventory import ClientEntry, HostEntry, Inventory, RelayEntry, Tr
 from tests.vm.ssh import Host, RemoteError
 
 _Value = TypeVar("_Value")
-# A host that was told to reset is gone after this long; with what it has not written to its disk it would lose files of ours, too.
+# Not without `sync`: files that an earlier test installed may not be on the disk yet.
 _RESET = "sync; echo 1 >/proc/sys/kernel/sysrq; (sleep 1; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 </dev/null &"
 _CLEAN_S = 240.0
 _PAUSE_S = 1.0
