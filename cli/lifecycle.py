@@ -28,7 +28,7 @@ from host.log import configure_logging
 from host.registry import ProcessRegistry
 from host.service_manager import ServiceManager
 from host.state_dir import StateDir, read_or_create_token
-from host.successor import inherited_children
+from host.successor import inherited_children, watch_children_without_threads
 from host.supervisor import Service, Supervisor
 from relay.config import DataPlane, XdpChoice
 from relay.dataplane.bpf.pins import PinDir
@@ -294,6 +294,7 @@ def _run(state_dir: StateDir, config: Config, launch: _Launch) -> None:
                 click.echo("\n".join([*lines, f"state        {state_dir.path}; Ctrl-C stops"]))
             _tell_outcome(launch.outcome, {"pid": os.getpid(), "lines": lines})
 
+        watch_children_without_threads()
         asyncio.run(supervisor.run(ready))
     finally:
         for service in services:

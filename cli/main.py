@@ -11,6 +11,7 @@
 
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -137,6 +138,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Machine-read
 
 def main() -> None:
     """Run the command line."""
+    # numpy's threads would hear signals that a supervisor keeps for its successor (host.successor).
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         sys.exit(cli(standalone_mode=True))
     except KeyboardInterrupt:

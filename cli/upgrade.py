@@ -25,6 +25,8 @@ def upgrade(state_dir: StateDir) -> None:
         # A start has time limits of its own.
         sock.settimeout(None)
         outcome = line.receive_one() or {}
+    if not outcome.get("begun", True):
+        raise OperatorError(outcome["error"])
     if "pid" not in outcome:
         why = outcome.get("error", f"it said nothing; its log ({state_dir.log_file}, or the journal) may")
         raise OperatorError(

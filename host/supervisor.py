@@ -5,6 +5,8 @@ their clients while the relay still carries it.
 
 ``upgrade`` ends nothing: this process becomes another supervisor (host.successor), which takes over. Its ``--ready-fd`` is
 the connection that asked. It is given the lock, so that nobody starts another, and listening sockets, so that nobody is refused.
+No request to end is lost: one that came before calls the upgrade off, a signal that comes after waits for the successor. This
+ends everything, its predecessor's processes too, and so takes over first.
 """
 
 import asyncio
@@ -15,6 +17,9 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import FrameType
 from typing import Any, Protocol
 
 from host.channel import STREAM_LIMIT, Channel, ChannelError
@@ -22,13 +27,17 @@ from host.process import Process, ProcessSpec
 from host.registry import ProcessRegistry
 from host.service_manager import ServiceManager
 from host.state_dir import StateDir
-from host.successor import become, reap
+from host.successor import ENDING_SIGNALS, become, reap
+from wire.admin import encode_message
 
 logger = logging.getLogger(__name__)
 
 _LEFT_BEHIND_POLL_S = 0.1
 # What an end takes beside the drain: goodbyes, emptied sockets, processes that have to be killed.
 _END_MARGIN_S = 30.0
+# More than a process may take to be ready, and to be ended if it is not.
+_START_MARGIN_S = 90.0
+_TOLD_TO_END = "the supervisor was told to end; nothing is upgraded"
 
 AdminMethod = Callable[..., Awaitable[Any]]
 
@@ -141,6 +150,8 @@ class Supervisor:
         self._modules = {process.spec.module for group in self._processes.values() for process in group}
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._second_signal = asyncio.Event()
+        self._has_heard_signal = False
         self._state = "starting"
         self._started = time.monotonic()
         self._started_at = datetime.datetime.now(datetime.UTC)
@@ -150,9 +161,10 @@ class Supervisor:
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Start everything, call ``on_ready``, serve until SIGTERM, SIGINT or ``stop``. Raises StartError."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._receive_signal)
+        with self._hearing_signals():
+            await self._run(on_ready)
+
+    async def _run(self, on_ready: Callable[[], None]) -> None:
         self._manager.tell(STATUS=f"relayctl {self._version} starts")
         admin = await self._listen()
         reaping = asyncio.create_task(reap(self._inherited), name="reaping the predecessor's children")
@@ -160,6 +172,8 @@ class Supervisor:
             starting = asyncio.create_task(self._start())
             stopping = asyncio.create_task(self._stop.wait())
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done() and self._is_successor:
+                await self._finish_start(starting)
             if starting.done():
                 starting.result()
                 self._state = "running"
@@ -184,15 +198,54 @@ class Supervisor:
             with contextlib.suppress(ConnectionError):
                 await admin.wait_closed()
 
+    async def _finish_start(self, starting: asyncio.Task[None]) -> None:
+        """Told to end, a successor takes over first, so that it ends its predecessor's processes too; unless told twice."""
+        logger.info("taking over first; at once on a second signal, but then what is left behind goes on")
+        self._manager.tell(EXTEND_TIMEOUT_USEC=round(_START_MARGIN_S * 1e6))
+        second_signal = asyncio.create_task(self._second_signal.wait())
+        await asyncio.wait({starting, second_signal}, return_when=asyncio.FIRST_COMPLETED)
+        second_signal.cancel()
+
     async def _start(self) -> None:
         await asyncio.gather(*(self._processes[service.name].start() for service in self._services))
         for service in self._services:
             await service.take_over()
 
+    @property
+    def _is_successor(self) -> bool:
+        """Whether processes that are left behind are children of this process."""
+        return any(entry.pid in self._inherited for entry in self._registry.left_behind)
+
+    @contextlib.contextmanager
+    def _hearing_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            # An upgrade asks before the loop has its next turn.
+            self._has_heard_signal = True
+            loop.call_soon_threadsafe(self._receive_signal)
+
+        # Nor may another thread hear them.
+        block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, ENDING_SIGNALS)
+        loop.set_default_executor(ThreadPoolExecutor(initializer=block))
+        handlers = {number: signal.signal(number, hear) for number in ENDING_SIGNALS}
+        # A predecessor has left them blocked. Processes that are started from here on have them unblocked.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    @property
+    def _is_told_to_end(self) -> bool:
+        return self._has_heard_signal or self._stop.is_set()
+
     def _receive_signal(self) -> None:
         if self._stop.is_set():
             logger.warning("second signal: ending at once")
             self._hurry.set()
+            self._second_signal.set()
         else:
             logger.info("told to end: %g s for the calls, at once on a second signal", self._drain_s)
         self._stop.set()
@@ -242,7 +295,7 @@ class Supervisor:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async def answer(method: str, params: dict[str, Any]) -> Any:
             if method == "upgrade":
-                return self._request_upgrade(writer.get_extra_info("socket").fileno(), **params)
+                return self._request_upgrade(writer, **params)
             return await self._answer(method, params)
 
         await Channel(reader, writer, on_request=answer).run()
@@ -281,14 +334,18 @@ class Supervisor:
         return {"pid": os.getpid(), "drain_s": self._drain_s}
 
     def _request_upgrade(
-        self, connection_fd: int, command: list[str], keeps: Sequence[str] = ()
+        self, asker: asyncio.StreamWriter, command: list[str], keeps: Sequence[str] = ()
     ) -> dict[str, Any]:
         """``command`` starts a supervisor in this state directory, and tells the outcome to its ``--ready-fd``.
+
+        If it is not begun after all, this supervisor tells the outcome, with ``begun`` false.
 
         keeps: what it knows how to go on with, as ``--NAME-fd``: ``lock``, and names of listening sockets.
         """
         if self._state != "running":
             raise ChannelError(f"the supervisor is {self._state}; upgrade one that runs")
+        if self._is_told_to_end:
+            raise ChannelError(_TOLD_TO_END)
         for service in self._services:
             if why := service.ends_with_supervisor:
                 raise ChannelError(f"calls would end with this supervisor: {why}; use `relayctl restart`")
@@ -299,20 +356,29 @@ class Supervisor:
             ours |= service.listeners()
         kept = {name: fd for name, fd in ours.items() if name in keeps}
         # After the answer, which is written before anything else has its turn.
-        asyncio.get_running_loop().call_soon(self._become, command, os.dup(connection_fd), kept)
+        asyncio.get_running_loop().call_soon(
+            self._become, command, asker, os.dup(asker.get_extra_info("socket").fileno()), kept
+        )
         return {"pid": os.getpid(), "version": self._version}
 
-    def _become(self, command: list[str], outcome_fd: int, kept: dict[str, int]) -> None:
+    def _become(
+        self, command: list[str], asker: asyncio.StreamWriter, outcome_fd: int, kept: dict[str, int]
+    ) -> None:
         logger.info("upgrade: becoming what %s starts", command[0])
         self._manager.tell(STATUS=f"relayctl {self._version} is being upgraded")
         fds = {"ready": outcome_fd, **kept}
         options = [part for name, fd in fds.items() for part in (f"--{name}-fd", str(fd))]
+        environment = {**os.environ, **self._manager.environment}
+        why = _TOLD_TO_END
         try:
-            become([*command, *options], fds.values(), {**os.environ, **self._manager.environment})
+            become([*command, *options], fds.values(), environment, unless=lambda: self._is_told_to_end)
         except OSError as error:
-            logger.error("upgrade: cannot run %s (%s); going on", command[0], error.strerror)
-            self._manager.tell(STATUS=self._running)
-            os.close(outcome_fd)
+            why = f"cannot run {command[0]} ({error.strerror}); the supervisor of version {self._version} goes on"
+        logger.error("upgrade: %s", why)
+        self._manager.tell(STATUS=self._running)
+        os.close(outcome_fd)
+        asker.write(encode_message({"error": why, "begun": False}))
+        asker.close()
 
     @property
     def _running(self) -> str:

@@ -1,7 +1,9 @@
 """``relayctl upgrade``: the process stays, what runs in it is new; or everything stays as it is."""
 
 import contextlib
+import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -84,6 +86,13 @@ def children(pid: int) -> dict[int, str]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def hears_signals(pid: int, thread: int) -> bool:
+    """Whether SIGTERM may be delivered to this thread."""
+    status = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+    (blocked,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk:"))
+    return not blocked & 1 << (signal.SIGTERM - 1)
 
 
 def no_zombie(pid: int, processes: int) -> Callable[[], bool]:
@@ -259,3 +268,54 @@ def test_service_manager_hears_of_both_and_no_process_of_ours_could_tell_it(
         assert ended[0].startswith("STOPPING=1\n")
         assert ended[1].startswith("EXTEND_TIMEOUT_USEC=")
     assert process.returncode == 0
+
+
+def test_upgrade_that_is_not_begun_after_all_ends_nothing(relayctl: Relayctl, config: Path) -> None:
+    """As a supervisor tells it that cannot run what it was given."""
+    relayctl.state_dir.mkdir(mode=0o700)
+    (relayctl.state_dir / "launch.json").write_text(json.dumps(transceivers(relayctl, config)))
+    why = "cannot run /x (Exec format error); the supervisor of version 1.2.3 goes on"
+
+    def supervise(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rw") as lines:
+            request = json.loads(lines.readline())
+            answer = {"id": request["id"], "result": {"pid": 1, "version": "1.2.3"}}
+            for message in (answer, {"error": why, "begun": False}):
+                print(json.dumps(message), file=lines, flush=True)
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(relayctl.state_dir / "admin.sock"))
+        listener.listen()
+        listener.settimeout(START_TIMEOUT_S)
+        supervising = pool.submit(supervise, listener)
+        failed = relayctl.run("upgrade")
+        supervising.result()
+    assert (failed.returncode, failed.stderr) == (EXIT_FAILED, f"relayctl: {why}\n")
+
+
+def test_signals_come_to_the_one_thread_that_can_keep_them_for_a_successor(
+    relayctl: Relayctl, config: Path
+) -> None:
+    pid = start(relayctl, config)
+    for _ in range(2):
+        threads = [thread.id for thread in psutil.Process(pid).threads()]
+        assert [thread for thread in threads if hears_signals(pid, thread)] == [pid]
+        assert relayctl.run("upgrade").returncode == 0
+
+
+def test_sigterm_in_the_middle_of_it_ends_everything(relayctl: Relayctl, config: Path) -> None:
+    """It comes when no Python runs that could hear it; the transceiver with a session is the predecessor's."""
+    config.write_text(config.read_text() + "[host]\ndrain_s = 0.5\n")
+    process = relayctl.spawn("start", *transceivers(relayctl, config))
+    wait_until(lambda: relayctl.run("status").returncode == 0, "the start")
+    wait_until(lambda: relayctl.status()["state"] == "running", "the start")
+    assert TransceiverHost(relayctl).offer()[0] == 201
+    command = words(process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        upgrading = pool.submit(relayctl.run, "upgrade")
+        wait_until(lambda: words(process.pid) != command, "the successor")
+        process.terminate()
+        upgrading.result(START_TIMEOUT_S)
+    assert process.wait(START_TIMEOUT_S) == 0
+    relayctl.await_end()

@@ -17,6 +17,7 @@ from tests.e2e.conftest import Network
 from tests.e2e.instance import Instance, Starter, print_report, started_by, wait_until
 from tests.e2e.three_hosts import IPV4, crowd_of, relay_of, two_armed
 from tests.e2e.xdp import attached, need_network, xdp_relay
+from tests.host.programs import is_alive
 
 pytestmark = [pytest.mark.e2e, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
@@ -50,6 +51,11 @@ def upgrade(relay: Instance, network: Network) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"(pid {relay.process.pid})\n")
     assert relay.process.poll() is None
+
+
+def upgrade_or_fail(relay: Instance, network: Network) -> None:
+    with network.there:
+        relay.run("upgrade")
 
 
 def children(relay: Instance) -> dict[int, str]:
@@ -109,6 +115,27 @@ def test_no_packet_is_lost(own_network: Network | None, tmp_path: Path) -> None:
     assert report["sent"] > CLIENTS * took_s / INTERVAL_S
     assert (report["lost up"], report["lost down"]) == (0, 0)
     print_report("upgraded (XDP)", {**report, "took_s": round(took_s, 1)})
+
+
+async def test_sigterm_in_the_middle_of_it_leaves_nothing(
+    own_network: Network | None, tmp_path: Path
+) -> None:
+    """Neither a worker nor a program of either supervisor; the call may end."""
+    network = need_network(own_network)
+    config = tmp_path / "relayctl.toml"
+    config.write_text("[host]\ndrain_s = 0.5\n")
+    arguments = ("--config", str(config), "--workers", "1", "--transceivers", "1")
+    with xdp_relay(network, tmp_path / "s", *arguments) as relay:
+        process = psutil.Process(relay.process.pid)
+        before = process.cmdline(), process.children()
+        async with EchoCall(relay.url, bearer_token=relay.token):
+            upgrading = asyncio.create_task(asyncio.to_thread(upgrade_or_fail, relay, network))
+            await asyncio.to_thread(wait_until, lambda: process.cmdline() != before[0], 20, "the successor")
+            relay.process.terminate()
+            await upgrading
+            assert await asyncio.to_thread(relay.process.wait, 60) == 0
+        assert attached(network) == []
+        assert [child for child in before[1] if is_alive(child.pid)] == []
 
 
 def test_relay_that_would_be_none_is_not_given_up(own_network: Network | None, tmp_path: Path) -> None:

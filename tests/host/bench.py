@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +87,20 @@ class Bench:
         drain_s: float = 5.0,
         modules: Iterable[str] = (),
         manager: ServiceManager | None = None,
+        inherited: Collection[int] = (),
     ) -> asyncio.Event:
         """Start the supervisor; the event tells that it is ready."""
         ready = asyncio.Event()
         self._services = services
         registry = ProcessRegistry(self.state_dir.processes_file)
         supervisor = Supervisor(
-            self.state_dir, services, registry, version="1.2.3", drain_s=drain_s, manager=manager
+            self.state_dir,
+            services,
+            registry,
+            version="1.2.3",
+            drain_s=drain_s,
+            manager=manager,
+            inherited=inherited,
         )
         supervisor._modules |= set(modules)  # as if a service ran them
         self.running = asyncio.create_task(supervisor.run(ready.set))

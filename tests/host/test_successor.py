@@ -36,7 +36,7 @@ def test_same_process_with_one_descriptor_more_than_the_standard_ones() -> None:
     with subprocess.Popen([sys.executable, "-c", _PREDECESSOR], stdout=subprocess.PIPE, text=True) as process:
         said, _ = process.communicate(timeout=20)
     told = json.loads(said)
-    assert told == {"pid": process.pid, "fds": [0, 1, 2, 3], "variable": "new", "blocked": []}
+    assert told == {"pid": process.pid, "fds": [0, 1, 2, 3], "variable": "new", "blocked": [2, 15]}
 
 
 def test_command_that_cannot_run_leaves_the_process_as_it_is(tmp_path: Path) -> None:
