@@ -23,7 +23,10 @@ def worker_packets(status: Any) -> int:
 
 @dataclass(frozen=True)
 class Carried:
-    """What carried packets up to now: workers' packets, XDP's by verdict, and the packets of all flows."""
+    """What carried packets up to now: workers' packets, XDP's by verdict, and the packets of flows whose call is up.
+
+    Flows of calls that ended stay for a while, and would take their counts with them.
+    """
 
     by_workers: int
     stun: int
@@ -35,7 +38,8 @@ class Carried:
     @classmethod
     def now(cls, relay: Relay) -> "Carried":
         """As the supervisor tells."""
-        flows, status = relay.ask("flows"), relay.status()
+        flows = [flow for flow in relay.ask("flows") if flow["state"] == "assured"]
+        status = relay.status()
         verdicts = status["relay"]["xdp_verdicts"]
         return cls(
             worker_packets(status),
