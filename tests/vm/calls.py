@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.measured import note_measured
+from tests.vm.losses import LossWatch
 from tests.vm.site import Site, TransceiverNode, wait_for
 from tests.vm.ssh import Host, RemoteError
 
@@ -83,10 +84,11 @@ class LineProcess:
 class Call:
     """A call that is up. ``to`` is the host of its transceiver; ``flow`` what the relay says of it."""
 
-    def __init__(self, site: Site, to: TransceiverNode, process: LineProcess) -> None:
+    def __init__(self, site: Site, to: TransceiverNode, process: LineProcess, losses: LossWatch) -> None:
         self.site = site
         self.to = to
         self._process = process
+        self._losses = losses
         self.wait_for_packets(25)
 
     @property
@@ -127,8 +129,14 @@ class Call:
         report = self.hang_up()
         self._wait_for_end_of_session()
         note_measured(f"{what}: {told(report)}")
+        if report["packets_lost"]:
+            self.note_losses(what)
         check(report, self.site.inventory.max_loss)
         return report
+
+    def note_losses(self, what: str) -> None:
+        """What the hosts on its way have counted as lost since it began, for the report."""
+        note_measured(f"{what}, counted by its hosts: {self._losses.told()}")
 
     def _wait_for_end_of_session(self) -> None:
         wait_for(lambda: not self.to.sessions(), self.site.inventory.command_s, "end of the session")
@@ -178,9 +186,10 @@ def calling(site: Site, to: TransceiverNode | None = None, *, message_bytes: int
     to = site.transceivers[0] if to is None else to
     order = {"url": to.entry.url, "token": to.token(), "setup_s": site.inventory.command_s}
     order |= {"message_bytes": message_bytes}
+    losses = LossWatch([node.host for node in (site.client, site.relay, to)])
     with line_process(site.client.host, site.client.script("caller"), order) as process:
         wait_for(process.latest, 2 * site.inventory.command_s, f"a call to {to.name}")
-        yield Call(site, to, process)
+        yield Call(site, to, process, losses)
 
 
 def probe(site: Site, to: TransceiverNode, duration_s: float) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def test_call_outlives_a_carrier_that_is_gone_for_three_seconds(site: Site, side
             assert f"{host}: by way of the workers: " in relay.journal(since)
         call.wait_for_packets(_PACKETS)
         report = call.hang_up()
-    note_measured(f"{interface} without carrier for {_AWAY_S:g} s: {told(report)}")
+    what = f"{interface} without carrier for {_AWAY_S:g} s"
+    note_measured(f"{what}: {told(report)}")
+    call.note_losses(what)
     assert report["state"] == "connected"
     assert report["silent_s"] < 5
     assert _AWAY_S - 1 < report["longest_gap_s"] < _LONGEST_GAP_S
