@@ -36,23 +36,8 @@ LINK := /usr/local/bin/relayctl
 CONFIG_DIR := /etc/relayctl
 UNIT_DIR := /etc/systemd/system
 SERVICE_USER := relayctl
-export DEBIAN_FRONTEND := noninteractive
-# Debian starts what it installs; nobody asked for a redis or an nginx on this host.
-WITHOUT_SERVICES = policy=/usr/sbin/policy-rc.d; \
-	if [ ! -e $$policy ]; then printf '\#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi
-# $(1): who asks; $(2): Debian packages. Installs those that are missing.
-define install_packages
-	missing=$$(for p in $(2); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then \
-		if [ "$$(id -u)" != 0 ]; then \
-			echo "$(1): Debian packages are missing ($$(echo $$missing)); run 'make $(1)' once as root" >&2; exit 1; \
-		fi; \
-		echo "$(1): installing Debian packages:" $$missing; \
-		$(WITHOUT_SERVICES); \
-		apt-get update -qq; \
-		apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	fi
-endef
+# Nobody asked for a Redis or an nginx that runs on this host.
+NEED_PACKAGES := source deploy/debian.sh; START_SERVICES=no need_packages
 # $(1): who asks
 define need_root
 	if [ "$$(id -u)" != 0 ]; then echo "$(1): needs root; run 'sudo make $(1)'" >&2; exit 1; fi
@@ -66,7 +51,7 @@ help:
 setup: $(VENV)/.complete
 
 $(VENV)/.complete: pyproject.toml Makefile
-	@$(call install_packages,setup,$(PACKAGES))
+	@$(NEED_PACKAGES) "make setup" $(PACKAGES)
 	@# /usr/bin/python3 and its site packages: BCC's Python module is Debian's
 	@echo "setup: Python packages into $(VENV)"
 	@/usr/bin/python3 -m venv --system-site-packages $(VENV)
@@ -80,7 +65,7 @@ install:
 		echo "install: $(PREFIX) has other files; PREFIX is a directory for relayctl alone, as /opt/relayctl" >&2; exit 1; \
 	fi
 	@install -d $(PREFIX) && touch $(OURS)
-	@$(call install_packages,install,$(RUN_PACKAGES))
+	@$(NEED_PACKAGES) "make install" $(RUN_PACKAGES)
 	@echo "install: Python packages into $(PREFIX)"
 	@umask 022; /usr/bin/python3 -m venv --system-site-packages $(PREFIX)
 	@# setuptools builds in the tree, and would put into the wheel what an earlier build has left there
@@ -136,13 +121,9 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m bench --out bench-results.json
 
 $(VENV)/.bench: $(VENV)/.complete
-	@missing=$$(for p in $(BENCH_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ]; then \
-		echo "bench: installing Debian packages, without starting their services:" $$missing; \
-		$(WITHOUT_SERVICES); \
-		apt-get update -qq; \
-		for p in $$missing; do \
-			apt-get install -y -qq --no-install-recommends $$p >/dev/null || echo "bench: no $$p; its row will say so" >&2; \
+	@if [ "$$(id -u)" = 0 ]; then \
+		for package in $(BENCH_PACKAGES); do \
+			($(NEED_PACKAGES) "make bench" $$package) || echo "bench: no $$package; its row will say so" >&2; \
 		done; \
 	fi
 	@touch $@
@@ -167,7 +148,7 @@ pytest: setup examples
 
 # vagrant/README.md. RELAY_NIC_MODEL=e1000e: a network card without native XDP. vm-test takes the machines of vm-up by default.
 vm-check:
-	@$(call install_packages,vm-check,$(VM_CHECK_PACKAGES))
+	@$(NEED_PACKAGES) "make vm-check" $(VM_CHECK_PACKAGES)
 	for model in virtio e1000e; do (cd vagrant && RELAY_NIC_MODEL=$$model vagrant validate); done
 
 vm-up:
