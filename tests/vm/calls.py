@@ -136,7 +136,8 @@ class Call:
 
     def note_losses(self, what: str) -> None:
         """What the hosts on its way have counted as lost since it began, for the report."""
-        note_measured(f"{what}, counted by its hosts: {self._losses.told()}")
+        for line in self._losses.told():
+            note_measured(f"{what}, counted as lost by {line}")
 
     def _wait_for_end_of_session(self) -> None:
         wait_for(lambda: not self.to.sessions(), self.site.inventory.command_s, "end of the session")

@@ -17,7 +17,8 @@ nstat --noupdate --ignore --zeros 2>/dev/null
 grep -n . /proc/net/softnet_stat
 date +%s
 """
-_KERNEL_LOG = 'journalctl --dmesg --quiet --no-pager --output=short-monotonic --since "@$0" | tail -n 20'
+_KERNEL_LOG = 'journalctl --dmesg --quiet --no-pager --output=short --since "@$0" | tail -n 20'
+_DRIVERS = " driver's "
 _OF_INTERFACE = re.compile(r"([^\s/]+)/statistics/(\w+):(\d+)")
 _OF_DRIVER = re.compile(r"(\S+) (.+): (\d+)")
 _OF_PROTOCOL = re.compile(r"((?:Ip|Udp)\w+) +(\d+) .*")
@@ -37,9 +38,13 @@ class Losses:
     at: str
 
     def grown(self, before: "Losses") -> list[str]:
-        """Those that have grown, each with by how much."""
-        rows = ((name, count - before.counts.get(name, 0)) for name, count in self.counts.items())
-        return [f"{name} {more}" for name, more in rows if more > 0]
+        """Those that have grown, each with by how much; a driver's not where the kernel's of that name says the same."""
+        more = {name: count - before.counts.get(name, 0) for name, count in self.counts.items()}
+        return [
+            f"{name} {count}"
+            for name, count in more.items()
+            if count > 0 and (_DRIVERS not in name or more.get(name.replace(_DRIVERS, " ")) != count)
+        ]
 
 
 def parse_losses(said: str) -> Losses:
@@ -53,7 +58,7 @@ def parse_losses(said: str) -> Losses:
             counts[f"CPU {int(match[1]) - 1} dropped"] = int(match[2], 16)
             counts[f"CPU {int(match[1]) - 1} squeezed"] = int(match[3], 16)
         elif match := _OF_DRIVER.fullmatch(line):
-            counts[f"{match[1]} driver's {match[2]}"] = int(match[3])
+            counts[f"{match[1]}{_DRIVERS}{match[2]}"] = int(match[3])
         elif match := _OF_PROTOCOL.fullmatch(line):
             counts[match[1]] = int(match[2])
         elif _OF_CLOCK.fullmatch(line):
@@ -68,13 +73,13 @@ class LossWatch:
         self._hosts = hosts
         self._before = self._read()
 
-    def told(self) -> str:
-        """Of each host what has grown, and what its kernel has logged meanwhile."""
+    def told(self) -> list[str]:
+        """A line for each host: what has grown, and what its kernel has logged meanwhile."""
         lines = []
         for host, before, now in zip(self._hosts, self._before, self._read(), strict=True):
             logged = host.run("sh", "-c", _KERNEL_LOG, before.at, root=True, fails=True).splitlines()
             lines.append(f"{host.target}: {', '.join([*now.grown(before), *logged]) or 'nothing'}")
-        return "; ".join(lines)
+        return lines
 
     def _read(self) -> list[Losses]:
         with ThreadPoolExecutor() as pool:

@@ -47,3 +47,11 @@ def test_grown() -> None:
     before = Losses({"a": 1, "b": 2, "gone": 3}, "1")
     after = Losses({"a": 1, "b": 5, "new": 4, "reset": 0}, "2")
     assert after.grown(before) == ["b 3", "new 4"]
+
+
+@pytest.mark.parametrize(
+    ("drivers", "told"), [(7, ["eth1 rx_errors 7"]), (9, ["eth1 rx_errors 7", "eth1 driver's rx_errors 9"])]
+)
+def test_what_driver_and_kernel_say_alike_is_told_once(drivers: int, told: list[str]) -> None:
+    after = Losses({"eth1 rx_errors": 7, "eth1 driver's rx_errors": drivers}, "2")
+    assert after.grown(Losses({}, "1")) == told
