@@ -141,7 +141,7 @@ check: setup
 # Most of what takes long is waiting, so four processes gain on two cores, too (docs/testing.md). The files that take long
 # come first, as tests/conftest.py sorts them. What needs the machine for itself runs even if something else has failed.
 pytest: setup examples
-	@export REQUIRE_EXAMPLES=1 REQUIRE_SYSTEMD_ANALYZE=1; status=0; \
+	@export REQUIRE_EXAMPLES=1 REQUIRE_SYSTEMD_ANALYZE=1; status=0; trap 'exit 130' INT; \
 	(set -x; $(BIN)/python -m pytest -n $(TESTS_SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder -m "not alone") || status=$$?; \
 	(set -x; $(BIN)/python -m pytest -m alone) || status=$$?; \
 	exit $$status

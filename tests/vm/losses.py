@@ -22,12 +22,10 @@ _DRIVERS = " driver's "
 _OF_INTERFACE = re.compile(r"([^\s/]+)/statistics/(\w+):(\d+)")
 _OF_DRIVER = re.compile(r"(\S+) (.+): (\d+)")
 _OF_PROTOCOL = re.compile(r"((?:Ip|Udp)\w+) +(\d+) .*")
-# processed, dropped, and how often the time for a round of the CPU was over with packets left
-_OF_CPU = re.compile(r"(\d+):[0-9a-f]{8} ([0-9a-f]{8}) ([0-9a-f]{8})( .*)?")
+# processed, dropped
+_OF_CPU = re.compile(r"(\d+):[0-9a-f]{8} ([0-9a-f]{8})( .*)?")
 _OF_CLOCK = re.compile(r"\d+")
-_OF_LOSSES = re.compile(
-    r"drop|discard|err|miss|no_buf|no_dma|no_?route|timeout|fail|full|squeezed|stop", re.I
-)
+_OF_LOSSES = re.compile(r"drop|discard|err|miss|no_buf|no_dma|no_?route|timeout|fail|full|stop", re.I)
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,6 @@ def parse_losses(said: str) -> Losses:
             counts[f"{match[1]} {match[2]}"] = int(match[3])
         elif match := _OF_CPU.fullmatch(line):
             counts[f"CPU {int(match[1]) - 1} dropped"] = int(match[2], 16)
-            counts[f"CPU {int(match[1]) - 1} squeezed"] = int(match[3], 16)
         elif match := _OF_DRIVER.fullmatch(line):
             counts[f"{match[1]}{_DRIVERS}{match[2]}"] = int(match[3])
         elif match := _OF_PROTOCOL.fullmatch(line):
