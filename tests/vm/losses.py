@@ -25,7 +25,7 @@ _OF_PROTOCOL = re.compile(r"((?:Ip|Udp)\w+) +(\d+) .*")
 # processed, dropped
 _OF_CPU = re.compile(r"(\d+):[0-9a-f]{8} ([0-9a-f]{8})( .*)?")
 _OF_CLOCK = re.compile(r"\d+")
-_OF_LOSSES = re.compile(r"drop|discard|err|miss|no_buf|no_dma|no_?route|timeout|fail|full|stop", re.I)
+_OF_LOSSES = re.compile(r"drop|discard|err(?!upt)|miss|no_buf|no_dma|no_?route|timeout|fail|full|stop", re.I)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ eth1/statistics/rx_missed_errors:7
 eth1 rx_no_buffer_count: 3
 eth1 rx_queue_0_xdp_drops: 2
 eth1 tx_packets: 90
+eth1 rx_interrupts: 12
 #kernel
 IpOutRequests                   77                 0.0
 UdpRcvbufErrors                 4                  0.0
